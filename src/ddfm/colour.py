@@ -1,0 +1,111 @@
+"""Luma and chroma, out and back: the only room that knows of colour spaces.
+
+Two spaces. Pictures of users (NumPy, [0, 1]) are split in the full-range YCbCr of ITU-R BT.601, which JPEG
+and OpenCV use: Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B - Y) / 1.772, Cr = (R - Y) / 1.402, nothing rounded.
+The released DDFM code (torch, [-1, 1]) takes the *studio-swing* luma of scikit-image; that quirk is
+`studio_luma`, `studio_split` and `studio_join`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Mode = Literal["auto", "grey", "first", "second"]
+
+_R, _G, _B = 0.299, 0.587, 0.114
+
+# ITU-R BT.601 studio swing as in skimage.color.rgb2ycbcr: RGB in [0, 1] to Y in [16, 235], Cb and Cr in [16,
+# 240].
+_STUDIO = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
+_STUDIO_OFFSET = np.array([16.0, 128.0, 128.0]) / 255
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """Y of a picture: (H, W, 3) in [0, 1] to float32 (H, W) in [0, 1]; a grey (H, W) picture is its own luma."""
+    rgb = np.asarray(rgb, np.float32)
+    if rgb.ndim == 2:
+        return rgb
+    # The clip is for the last bit: the three weights add up to 1 only within rounding.
+    return np.clip(_R * rgb[..., 0] + _G * rgb[..., 1] + _B * rgb[..., 2], 0, 1)
+
+
+def split(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(H, W, 3) in [0, 1] to Y (H, W) in [0, 1] and chroma (H, W, 2), Cb and Cr in [-0.5, 0.5], float32."""
+    y = luma(rgb)
+    return y, np.stack([(rgb[..., 2] - y) / 1.772, (rgb[..., 0] - y) / 1.402], axis=-1).astype(np.float32)
+
+
+def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """Y (H, W) in [0, 1] and chroma (H, W, 2) to RGB (H, W, 3) in [0, 1], float32; the inverse of `split`.
+
+    A new Y may put the colour outside [0, 1]. Clipping each channel would turn its hue and change Y; instead
+    the chroma of that pixel alone is multiplied by the largest factor in [0, 1] that fits, so Y and hue stay
+    as they are.
+    """
+    y = np.clip(np.asarray(y, np.float32), 0, 1)[..., None]
+    red, blue = 1.402 * chroma[..., 1], 1.772 * chroma[..., 0]
+    offset = np.stack([red, -(_R * red + _B * blue) / _G, blue], axis=-1).astype(np.float32)  # RGB - Y
+    room = np.where(offset > 0, 1 - y, y)
+    size = np.maximum(np.abs(offset), np.float32(1e-12))
+    factor = np.minimum(1, (room / size).min(axis=-1, keepdims=True))
+    return np.clip(y + factor * offset, 0, 1)
+
+
+def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
+    """Chroma of several coloured sources, (H, W, 2) each, to one: their mean weighted by saturation, |(Cb,
+    Cr)|.
+
+    Where one source is grey the other's colour stays whole; where all are grey so is the result.
+    """
+    weights = [np.hypot(c[..., 0], c[..., 1])[..., None] for c in chroma]
+    total = np.maximum(sum(weights), np.float32(1e-12))
+    return sum(w * c for w, c in zip(weights, chroma, strict=True)) / total
+
+
+def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode = "auto") -> np.ndarray:
+    """Give the fused luma, (H, W) in [0, 1], the colour of its sources, each (H, W) or (H, W, 3) in [0, 1].
+
+    mode: "auto" takes the chroma of every coloured source (merged by saturation if several), "first" and
+    "second" that of one source, "grey" none. Returns (H, W, 3), or (H, W) where there is no colour to take.
+    """
+    chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
+    chroma = [split(source)[1] for source in sources[chosen] if source.ndim == 3]
+    if not chroma:
+        return y_fused
+    return join(y_fused, chroma[0] if len(chroma) == 1 else merge_chroma(chroma))
+
+
+def studio_luma(x: Tensor) -> Tensor:
+    """The released code's luma of a picture in [-1, 1]: (B, 3, H, W) to (B, 1, H, W).
+
+    It feeds data in [-1, 1] to a formula made for [0, 1]: Y = (16 + 65.481 R + 128.553 G + 24.966 B) / 255,
+    so grey -1, 0, 1 become -0.796, 0.063, 0.922.
+    """
+    return studio_split(x)[0]
+
+
+def studio_split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """RGB (B, 3, H, W) to Y (B, 1, H, W) and CbCr (B, 2, H, W): skimage.color.rgb2ycbcr / 255, for any range of x."""
+    ycc = _mix(_STUDIO, x) + x.new_tensor(_STUDIO_OFFSET).view(1, 3, 1, 1)
+    return ycc[:, :1], ycc[:, 1:]
+
+
+def studio_join(y: Tensor, cbcr: Tensor) -> Tensor:
+    """The inverse of `studio_split`: skimage.color.ycbcr2rgb of 255 times the input; (B, 3, H, W), not clipped."""
+    import torch
+
+    ycc = torch.cat([y, cbcr], dim=1) - y.new_tensor(_STUDIO_OFFSET).view(1, 3, 1, 1)
+    return _mix(np.linalg.inv(_STUDIO), ycc)
+
+
+def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
+    """A 3x3 matrix applied to the channels of (B, 3, H, W)."""
+    import torch
+
+    return torch.einsum("ij,bjhw->bihw", x.new_tensor(matrix), x)
