@@ -27,7 +27,7 @@ _STUDIO_OFFSET = np.array([16.0, 128.0, 128.0]) / 255
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """Y of a picture: (H, W, 3) in [0, 1] to float32 (H, W) in [0, 1]; a grey (H, W) picture is its own luma."""
+    """Y of a picture: (H, W, 3) in [0, 1] to float32 (H, W) in [0, 1]; a grey (H, W) one is its own luma."""
     rgb = np.asarray(rgb, np.float32)
     if rgb.ndim == 2:
         return rgb
@@ -91,13 +91,13 @@ def studio_luma(x: Tensor) -> Tensor:
 
 
 def studio_split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """RGB (B, 3, H, W) to Y (B, 1, H, W) and CbCr (B, 2, H, W): skimage.color.rgb2ycbcr / 255, for any range of x."""
+    """RGB (B, 3, H, W) to Y (B, 1, H, W) and CbCr (B, 2, H, W): skimage.color.rgb2ycbcr / 255, any range."""
     ycc = _mix(_STUDIO, x) + x.new_tensor(_STUDIO_OFFSET).view(1, 3, 1, 1)
     return ycc[:, :1], ycc[:, 1:]
 
 
 def studio_join(y: Tensor, cbcr: Tensor) -> Tensor:
-    """The inverse of `studio_split`: skimage.color.ycbcr2rgb of 255 times the input; (B, 3, H, W), not clipped."""
+    """The inverse of `studio_split`: skimage.color.ycbcr2rgb of 255 times its input, not clipped."""
     import torch
 
     ycc = torch.cat([y, cbcr], dim=1) - y.new_tensor(_STUDIO_OFFSET).view(1, 3, 1, 1)
@@ -109,3 +109,24 @@ def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
     import torch
 
     return torch.einsum("ij,bjhw->bihw", x.new_tensor(matrix), x)
+
+
+def prior_split(x: Tensor, studio_swing: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The luma of a network's picture and what `prior_join` needs to put another in its place.
+
+    x: (B, C, H, W) in [-1, 1]; luma (B, 1, H, W). With C = 1 the picture is its own luma; with C = 3 it is the
+    full-range one, so that grey -1 .. 1 stays -1 .. 1, or with `studio_swing` that of the released code.
+    """
+    if x.shape[1] == 1:
+        return x, None
+    if studio_swing:
+        return studio_split(x)
+    y = (x * x.new_tensor([_R, _G, _B]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return y, x - y
+
+
+def prior_join(y: Tensor, chroma: Tensor | None, studio_swing: bool = False) -> Tensor:
+    """The inverse of `prior_split`; not clipped."""
+    if chroma is None:
+        return y
+    return studio_join(y, chroma) if studio_swing else y + chroma

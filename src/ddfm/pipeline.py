@@ -1,0 +1,253 @@
+"""Fusion by posterior sampling: the only sampling loop."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .colour import Mode, fused_colour, luma, prior_join, prior_split
+from .errors import InputError
+from .images import as_pixels
+from .likelihood import LIKELIHOODS, Likelihood
+from .prior import denoise, image_channels, load_prior
+
+Sampler = Literal["ddim", "ddpm", "dpm++"]
+Contrast = Literal["keep", "minmax"]
+OutputType = Literal["np", "pil", "pt"]
+SMALLEST = 16  # pixels a side
+
+
+@dataclass
+class FusionOutput(BaseOutput):
+    """What `DDFMPipeline` returns.
+
+    Attributes:
+        images: The fused pictures in [0, 1], in the colour of the sources: float32 (B, H, W) or (B, H, W, 3) for "np",
+            a list of PIL images for "pil", a tensor (B, 1 or 3, H, W) for "pt".
+        samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], neither clipped nor stretched.
+    """
+
+    images: np.ndarray | list[PIL.Image.Image] | Tensor
+    samples: Tensor
+
+
+class DDFMPipeline(DiffusionPipeline):
+    """DDFM: a sample of p(f | sources) ~ p(f) p(sources | f) with an unconditional diffusion model as p(f).
+
+    Args:
+        unet: The prior's network, `UNet2DModel` of 1 (luma) or 3 (RGB) channels.
+        scheduler: The schedule it was trained on and what it predicts.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @classmethod
+    def from_prior(
+        cls, source: str | Path = "embedded", device: str | torch.device | None = None
+    ) -> "DDFMPipeline":
+        """A pipeline around `load_prior(source)`; see there for the sources and errors."""
+        prior = load_prior(source, device)
+        return cls(prior.unet, prior.scheduler)
+
+    def denoise(self, x_t: Tensor, t: int) -> Tensor:
+        """The prior's x0 for (B, C, H, W) in [-1, 1] at integer time step t, any size; float32, not clipped."""
+        return denoise(self.unet, self.scheduler, x_t, int(t))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        sources: Sequence[Any],
+        likelihood: str | Likelihood = "released",
+        sampler: Sampler = "ddim",
+        num_inference_steps: int = 100,
+        latents: Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        contrast: Contrast = "keep",
+        colour: Mode = "auto",
+        output_type: OutputType = "np",
+        callback_on_step_end: Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
+        | None = None,
+    ) -> FusionOutput:
+        """Fuse registered pictures of one scene.
+
+        Args:
+            sources: One entry a sensor, [infrared, visible] or [MRI, PET]: a picture, or a list of B pictures for a
+                batch. A picture is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
+                a path; all of one size, 16 x 16 or more.
+            likelihood: A name in `LIKELIHOODS`, or an object such as `Paper(eta=1.0)`.
+            sampler: "ddim" (deterministic, eta 0), "ddpm" (ancestral, the paper's), "dpm++" (second order).
+            num_inference_steps: Reverse steps, each one evaluation of the network.
+            latents: The noise to start from, (B, C, H, W); drawn with `generator` if None.
+            generator: For reproducible noise; a list of B makes each picture independent of its batch.
+            contrast: "keep", or "minmax" to stretch each fused luma to [0, 1] as the released code does on saving.
+            colour: Whose chroma the result gets, see `colour.fused_colour`.
+            output_type: "np", "pil" or "pt".
+            callback_on_step_end: Called after each step as (pipeline, i, t, {"latents": f_t, "x0": x0}); may return
+                a dict with other "latents".
+
+        Raises:
+            InputError: a source that is no picture, sizes that differ, an unknown name.
+        """
+        pictures = [_batch(source) for source in sources]
+        _check(pictures)
+        observed = [_to_luma(batch).to(self.device) for batch in pictures]
+        model = _named(likelihood, LIKELIHOODS, "likelihood") if isinstance(likelihood, str) else likelihood
+        scheduler = _step_scheduler(self.scheduler, sampler, num_inference_steps)
+
+        size = observed[0].shape[-2:]
+        shape = (len(pictures[0]), image_channels(self.unet), *size)
+        if latents is None:
+            latents = randn_tensor(shape, generator, self.device)
+        elif latents.shape != shape:
+            raise InputError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
+        f_t = latents.to(self.device, torch.float32)
+
+        state = model.start(observed)
+        for i, t in enumerate(self.progress_bar(scheduler.timesteps.tolist())):
+            x0 = self.denoise(f_t, t).clamp(-1, 1)  # the prior's guess, E[f0 | f_t]
+            y0, chroma = prior_split(x0, model.studio_swing)
+            y0, state = model.rectify(y0, state)  # one EM step towards the sources
+            x0 = prior_join(y0, chroma, model.studio_swing)
+            f_t = scheduler.step(x0, t, f_t, generator=generator).prev_sample  # f_t -> f_{t-1}
+            if callback_on_step_end is not None:
+                f_t = (callback_on_step_end(self, i, t, {"latents": f_t, "x0": x0}) or {}).get("latents", f_t)
+
+        images = _finish(f_t, pictures, contrast, colour)
+        return FusionOutput(images=_as_output(images, output_type), samples=f_t)
+
+
+def _named(name: str, known: dict[str, Any], what: str) -> Any:
+    if name not in known:
+        raise InputError(f"no {what} called {name!r}: choose one of {', '.join(known)}")
+    return known[name]
+
+
+def _batch(source: Any) -> list[np.ndarray]:
+    """One sensor's pictures: a single one is a batch of one."""
+    many = isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4)
+    return [as_pixels(picture) for picture in source] if many else [as_pixels(source)]
+
+
+def _check(pictures: list[list[np.ndarray]]) -> None:
+    if len(pictures) < 2:
+        raise InputError(f"fusion takes two or more sources, not {len(pictures)}")
+    if len({len(batch) for batch in pictures}) > 1 or not pictures[0]:
+        raise InputError(
+            f"every sensor needs the same number of pictures, not {[len(batch) for batch in pictures]}"
+        )
+    sizes = list(dict.fromkeys(f"{p.shape[1]}x{p.shape[0]}" for batch in pictures for p in batch))
+    if len(sizes) > 1:
+        raise InputError(
+            f"the sources differ in size ({' and '.join(sizes[:2])}): register them to one size first"
+        )
+    if min(pictures[0][0].shape[:2]) < SMALLEST:
+        raise InputError(f"the pictures are {sizes[0]}: at least {SMALLEST}x{SMALLEST} is needed")
+
+
+def _to_luma(batch: list[np.ndarray]) -> Tensor:
+    """Pictures in [0, 1] to luma (B, 1, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack([luma(picture) for picture in batch])).unsqueeze(1) * 2 - 1
+
+
+def _step_scheduler(
+    trained: DDPMScheduler, sampler: str, steps: int
+) -> DDPMScheduler | DPMSolverMultistepScheduler:
+    """The scheduler that steps with a given x0 (`prediction_type="sample"`) on the prior's own noise schedule.
+
+    Time steps are evenly spaced from the last to 0, both included, as in the released code. `solver_order=1` with
+    them is its DDIM; diffusers' DDIMScheduler is not: it takes t - 1000 // steps for the previous step.
+    """
+    if steps < 1 or steps > len(trained.betas):
+        raise InputError(f"the number of steps is between 1 and {len(trained.betas)}, not {steps}")
+    betas = trained.betas.numpy()
+    make: dict[str, Callable[[], DDPMScheduler | DPMSolverMultistepScheduler]] = {
+        "ddim": lambda: DPMSolverMultistepScheduler(
+            trained_betas=betas, prediction_type="sample", solver_order=1, final_sigmas_type="zero"
+        ),
+        "dpm++": lambda: DPMSolverMultistepScheduler(
+            trained_betas=betas, prediction_type="sample", solver_order=2, final_sigmas_type="zero"
+        ),
+        "ddpm": lambda: DDPMScheduler(trained_betas=betas, prediction_type="sample", clip_sample=False),
+    }
+    scheduler = _named(sampler, make, "sampler")()
+    last = len(betas) - 1
+    scheduler.set_timesteps(
+        timesteps=[round(k * last / max(steps - 1, 1)) for k in range(steps)][::-1] if steps > 1 else [last]
+    )
+    return scheduler
+
+
+def _finish(
+    samples: Tensor, pictures: list[list[np.ndarray]], contrast: str, colour: Mode
+) -> list[np.ndarray]:
+    """The network's picture to the user's: luma in [0, 1], contrast, colour of the sources."""
+    fused = []
+    for k, y in enumerate(prior_split(samples)[0][:, 0].cpu().numpy()):
+        if contrast == "minmax":
+            y = (y - y.min()) / max(float(y.max() - y.min()), 1e-12)
+        else:
+            y = np.clip((y + 1) / 2, 0, 1)
+        fused.append(fused_colour(y, [batch[k] for batch in pictures], colour))
+    return fused
+
+
+def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[PIL.Image.Image] | Tensor:
+    if output_type == "pil":
+        return [PIL.Image.fromarray(np.rint(image * 255).astype(np.uint8)) for image in images]
+    if any(image.ndim == 3 for image in images):  # a batch has one shape
+        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1) for image in images]
+    stacked = np.stack(images)
+    if output_type == "pt":
+        return (
+            torch.from_numpy(stacked if stacked.ndim == 4 else stacked[..., None])
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
+    return stacked
+
+
+@functools.lru_cache(maxsize=2)
+def _pipeline(prior: str, device: str) -> DDFMPipeline:
+    return DDFMPipeline.from_prior(prior, device)
+
+
+def fuse(
+    infrared: Any,
+    visible: Any,
+    *others: Any,
+    prior: str | Path = "embedded",
+    device: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> np.ndarray:
+    """Fuse registered pictures; the prior is loaded once and kept for the next call.
+
+    Args:
+        infrared: The first source (infrared, MRI, ...): a path, array, tensor or PIL image, see `DDFMPipeline.__call__`.
+        visible: The second source (visible, CT, PET, SPECT, ...).
+        others: Further sources, for a likelihood that takes them.
+        prior: As in `load_prior`.
+        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        seed: Of the noise; the same seed gives the same picture on the same machine.
+        options: Further arguments of `DDFMPipeline.__call__`.
+
+    Returns:
+        float32 in [0, 1]: (H, W, 3) in the colour of the sources, or (H, W) if all are grey.
+
+    Raises:
+        InputError: a picture, prior or option that cannot be used.
+    """
+    pipeline = _pipeline(str(prior), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    return pipeline([infrared, visible, *others], generator=generator, output_type="np", **options).images[0]
