@@ -108,9 +108,7 @@ def unet_config(create_model_args: dict[str, Any]) -> dict[str, Any]:
     mult = _DEFAULT_MULT[size] if args["channel_mult"] == "" else _numbers(args, "channel_mult")
     if mult[0] != 1:
         # guided-diffusion embeds the time step in num_channels numbers, UNet2DModel in its first width.
-        raise InputError(
-            f"channel_mult={args['channel_mult']!r} cannot be converted: the first factor must be 1."
-        )
+        raise InputError(f"channel_mult={args['channel_mult']!r} cannot be converted: the first factor must be 1.")
     channels = tuple(int(factor * width) for factor in mult)
     if any(c < 32 or c % 32 for c in channels):
         raise InputError(f"Levels of {channels} channels cannot be converted: each must be a multiple of 32.")
@@ -118,13 +116,8 @@ def unet_config(create_model_args: dict[str, Any]) -> dict[str, Any]:
     strides = {size // r if r >= 1 else 0 for r in map(int, _numbers(args, "attention_resolutions"))}
     attends = [2**level in strides for level in range(len(channels))]
     resnet = args["resblock_updown"]
-    down = [
-        "AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" if resnet else "DownBlock2D" for a in attends
-    ]
-    up = [
-        "AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" if resnet else "UpBlock2D"
-        for a in reversed(attends)
-    ]
+    down = ["AttnDownBlock2D" if a else "ResnetDownsampleBlock2D" if resnet else "DownBlock2D" for a in attends]
+    up = ["AttnUpBlock2D" if a else "ResnetUpsampleBlock2D" if resnet else "UpBlock2D" for a in reversed(attends)]
     return {
         "sample_size": size,
         "in_channels": 3,
@@ -176,8 +169,7 @@ def convert_state_dict(state: dict[str, torch.Tensor], args: dict[str, Any]) -> 
             raise InputError(f"{key} is not a tensor of floating-point weights.")
         if tuple(value.shape) != shape:
             raise InputError(
-                "The weights do not fit the create_model arguments: "
-                f"{key} has shape {tuple(value.shape)}, not {shape}."
+                f"The weights do not fit the create_model arguments: {key} has shape {tuple(value.shape)}, not {shape}."
             )
         return value.float()
 
@@ -204,9 +196,7 @@ def convert_state_dict(state: dict[str, torch.Tensor], args: dict[str, Any]) -> 
                 for to, part in zip(("to_q", "to_k", "to_v"), parts, strict=True):
                     converted[f"{new}.{to}{kind}"] = part.reshape(shape).contiguous()
     if rest:
-        raise InputError(
-            f"The weights do not fit the create_model arguments: {next(iter(rest))} is left over."
-        )
+        raise InputError(f"The weights do not fit the create_model arguments: {next(iter(rest))} is left over.")
     return converted
 
 
@@ -267,9 +257,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         else:
             right = type(value) is int and (value >= 1 or value == default)
         if not right:
-            raise InputError(
-                f"The create_model argument {key} is {value!r}, which is missing or of the wrong kind."
-            )
+            raise InputError(f"The create_model argument {key} is {value!r}, which is missing or of the wrong kind.")
     return args
 
 
@@ -281,9 +269,7 @@ def _numbers(args: dict[str, Any], key: str) -> tuple[float, ...]:
     except (TypeError, ValueError):
         numbers = ()
     if not numbers:
-        raise InputError(
-            f"The create_model argument {key}={value!r} is not a list of numbers such as '32,16,8'."
-        )
+        raise InputError(f"The create_model argument {key}={value!r} is not a list of numbers such as '32,16,8'.")
     return numbers
 
 
@@ -372,9 +358,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a broken or hostile file can fail anywhere in the reader
-        raise InputError(
-            f"{path} is not a whole checkpoint of plain weights, so it was not loaded."
-        ) from error
+        raise InputError(f"{path} is not a whole checkpoint of plain weights, so it was not loaded.") from error
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path} is not a guided-diffusion checkpoint: it does not hold named weights.")
     return state

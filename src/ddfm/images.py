@@ -20,16 +20,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import logging
 import os
 import secrets
 import stat
 import struct
 import sys
-import threading
-import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,37 +34,13 @@ import cv2
 import numpy as np
 import PIL.Image
 import tifffile
-from PIL import BmpImagePlugin, GifImagePlugin, ImageCms, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
-from PIL import WebPImagePlugin as WebP
 
+from ddfm.decode import decode, decode_pil
 from ddfm.errors import InputError
 
-MAX_PIXELS = 2**28  # 16384 x 16384; a float32 RGB picture of that size is 3 GiB
 MAX_BYTES = 2**32
-# No real picture packs more than this many pixels into a byte (deflate: 1032 bytes); a larger claim is a bomb
-# or a stump.
-MAX_PIXELS_A_BYTE = 10_000
-PERCENTILES = (
-    0.1,
-    99.9,
-)  # of the robust normalisation: dead pixels fall outside, small hot targets stay inside
+PERCENTILES = (0.1, 99.9)  # of the robust normalisation: dead pixels fall outside, small hot targets inside
 FULL_SCALE = {8: 255, 16: 65535}
-
-# Opened by class, not by PIL.Image.open: no guessing among forty formats, and the size limit is ours, not a
-# global.
-_OPENERS: tuple[tuple[bytes, Any], ...] = (
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"BM", BmpImagePlugin.BmpImageFile),
-    (b"GIF8", GifImagePlugin.GifImageFile),
-    (b"RIFF", WebP.WebPImageFile),
-)
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-_decoding = threading.Lock()
-logging.getLogger("tifffile").addHandler(
-    logging.NullHandler()
-)  # or logging's last resort prints its complaints
 
 
 @dataclass(frozen=True)
@@ -112,26 +84,16 @@ def read(path: str | os.PathLike[str], normalise: bool = False) -> Image:
     Raises InputError, one sentence, for everything that is wrong with the file.
     """
     name = quoted(path)
-    data = _read_bytes(path)
+    data = read_bytes(path)
     path = Path(path)
     if is_medical(path) or data[128:132] == b"DICM":
         from ddfm import medical
 
         return medical.read(path, data, normalise)
-    with _decoder(name):
-        if data.startswith(_TIFF_MAGIC):
-            values, meta = _decode_tiff(data, name)
-        else:
-            values, meta = _decode(data, name)
-    values = _without_alpha(values)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.ndim == 3 and all(np.array_equal(values[..., 0], values[..., c]) for c in (1, 2)):
-        values = values[..., 0]
-    values = _orient(values, meta.pop("orientation"))
+    values, icc, dpi = decode(data, name)
     pixels, low, high = to_unit(values, name, normalise)
     bits = {"uint8": 8, "uint16": 16}.get(values.dtype.name, 32)
-    return Image(pixels, bits, path, low, high, **meta)
+    return Image(pixels, bits, path, low, high, icc, dpi)
 
 
 def write(
@@ -157,9 +119,7 @@ def write(
         raise InputError(f"Cannot write {name}: the name must end in {', '.join(depths)}.")
     if bits not in depths[suffix]:
         allowed = " or ".join(map(str, depths[suffix]))
-        raise InputError(
-            f"Cannot write {name} with {bits} bits: {suffix} holds {allowed}; use .png or .tif instead."
-        )
+        raise InputError(f"Cannot write {name} with {bits} bits: {suffix} holds {allowed}; use .png or .tif instead.")
     icc, dpi = _metadata_for(pixels, like)
     write_bytes(path, _encode(suffix, _quantised(pixels, bits), icc, dpi, quality))
 
@@ -177,9 +137,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         if os.path.isdir(target):
             raise InputError(f"Cannot write {name}: it is a folder; give the name of a file.")
         if os.path.exists(target) and not os.access(target, os.W_OK):
-            raise InputError(
-                f"Cannot write {name}: the file is read-only; choose another name or make it writable."
-            )
+            raise InputError(f"Cannot write {name}: the file is read-only; choose another name or make it writable.")
         part = os.path.join(os.path.dirname(target), f".ddfm-{secrets.token_hex(8)}.part")
         try:
             with open(part, "xb") as file:
@@ -213,9 +171,7 @@ def as_pixels(x: Any) -> np.ndarray:
     if isinstance(x, Image):
         return as_pixels(x.pixels)
     if isinstance(x, PIL.Image.Image):
-        with _decoder("The PIL image"):
-            values, meta = _from_pil(x, "The PIL image")
-        return as_pixels(_orient(_without_alpha(values), meta["orientation"]))
+        return as_pixels(decode_pil(x, "The PIL image").values)
     torch = sys.modules.get("torch")  # a tensor cannot exist before torch was imported
     if torch is not None and isinstance(x, torch.Tensor):
         x = x.detach().cpu()
@@ -238,15 +194,11 @@ def as_pixels(x: Any) -> np.ndarray:
     if not np.isfinite([low, high]).all():
         raise InputError("The picture contains NaN or infinity; replace these values first.")
     if low < -1e-4 or high > 1 + 1e-4:
-        raise InputError(
-            f"A floating-point picture must lie in [0, 1]; this one spans {low:.4g} to {high:.4g}."
-        )
+        raise InputError(f"A floating-point picture must lie in [0, 1]; this one spans {low:.4g} to {high:.4g}.")
     return np.clip(x, 0, 1).astype(np.float32, order="C")
 
 
-def to_unit(
-    values: np.ndarray, name: str, normalise: bool, own_units: bool = False
-) -> tuple[np.ndarray, float, float]:
+def to_unit(values: np.ndarray, name: str, normalise: bool, own_units: bool = False) -> tuple[np.ndarray, float, float]:
     """Values of any real dtype to float32 in [0, 1]: (pixels, low, high), where pixels = (values - low) /
     (high - low).
 
@@ -265,9 +217,7 @@ def to_unit(
         low, high = float(values.min()), float(values.max())
         if not own_units:
             if low < 0 or high > 1:
-                raise InputError(
-                    f"{name} has values from {low:.4g} to {high:.4g}, not [0, 1]; read it normalised."
-                )
+                raise InputError(f"{name} has values from {low:.4g} to {high:.4g}, not [0, 1]; read it normalised.")
             low, high = 0.0, 1.0
     if not high > low:
         high = low + max(1.0, abs(low))  # a constant picture becomes 0 and is restored to itself
@@ -294,7 +244,8 @@ def quoted(path: str | os.PathLike[str]) -> str:
 # -------------------------------------------------------------------------------------------------------
 
 
-def _read_bytes(path: str | os.PathLike[str]) -> bytes:
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a regular file that is neither empty nor above 4 GiB. Raises InputError."""
     name = quoted(path)
     try:
         status = os.stat(path)
@@ -318,215 +269,6 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise InputError(f"{name} is not a possible file name.") from error
 
 
-@contextlib.contextmanager
-def _decoder(name: str) -> Iterator[None]:
-    """Turn whatever a decoder does with a broken file into one sentence, and keep it quiet meanwhile."""
-    with (
-        _decoding,
-        warnings.catch_warnings(),
-    ):  # the lock: warning filters and the log level belong to the process
-        warnings.simplefilter("ignore")
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-        try:
-            yield
-        except InputError:
-            raise
-        except MemoryError as error:
-            raise InputError(f"{name} does not fit into memory; use a smaller picture.") from error
-        except (
-            Exception
-        ) as error:  # decoders raise OSError, SyntaxError, struct.error, KeyError ... on broken bytes
-            if "imagecodecs" in str(error):
-                raise InputError(
-                    f"{name} is compressed in a way that needs `pip install imagecodecs`."
-                ) from error
-            raise InputError(f"{name} is truncated or damaged; save or copy it again.") from error
-        finally:
-            cv2.utils.logging.setLogLevel(level)
-
-
-def _decode(data: bytes, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    opener = next((opener for magic, opener in _OPENERS if data.startswith(magic)), None)
-    if opener is None:
-        raise InputError(f"{name} is not a picture that can be read; use PNG, JPEG, BMP or TIFF.")
-    image = opener(io.BytesIO(data))
-    _check_size(image.size, len(data), name)
-    if getattr(image, "n_frames", 1) > 1:
-        raise InputError(f"{name} is animated; save one of its frames as a picture.")
-    if opener is not PngImagePlugin.PngImageFile or data[24] != 16:
-        return _from_pil(image, name)
-    # Pillow reads a 16-bit colour PNG as 8 bits, OpenCV keeps all of them, but does not mind damage: let
-    # Pillow check.
-    meta = _metadata(image)
-    opener(io.BytesIO(data)).verify()
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16 or values.shape[1::-1] != image.size:
-        raise InputError(f"{name} is truncated or damaged; save or copy it again.")
-    if values.ndim == 3:
-        order = [2, 1, 0, 3][: values.shape[2]]
-        values = values[..., order]
-    return values, meta
-
-
-def _from_pil(image: PIL.Image.Image, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Pixels and metadata of what Pillow can hold: 8 bits grey or colour, 16 bits and float grey."""
-    if image.mode not in (
-        "1",
-        "L",
-        "LA",
-        "La",
-        "P",
-        "PA",
-        "RGB",
-        "RGBA",
-        "RGBX",
-        "RGBa",
-        "YCbCr",
-        "F",
-        "I",
-    ) and (not image.mode.startswith("I;16")):
-        raise InputError(f"{name} is a {image.mode} picture; convert it to RGB or grey first.")
-    image.load()
-    meta = _metadata(image)
-    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
-        return np.asarray(image), meta
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        image = image.convert("LA" if grey and image.mode != "1" else "RGBA")
-    else:
-        image = image.convert("L" if grey else "RGB")
-    if meta["icc"] and not grey:
-        image = _to_srgb(image, meta["icc"])
-        meta["icc"] = None
-    return np.asarray(image), meta
-
-
-def _decode_tiff(data: bytes, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        if not len(tiff.pages):
-            raise InputError(f"{name} is truncated or damaged; save or copy it again.")
-        page = tiff.pages[0]
-        if not isinstance(page, tifffile.TiffPage) or page.dtype is None:
-            raise InputError(
-                f"{name} holds pixels of an unknown kind; save it with 8 or 16 bits or as float."
-            )
-        _check_size((page.imagewidth, page.imagelength), len(data), name)
-        if sum(
-            not p.is_reduced and not p.is_mask for p in tiff.pages if isinstance(p, tifffile.TiffPage)
-        ) > 1 or any(isinstance(p, tifffile.TiffFrame) for p in tiff.pages):
-            raise InputError(f"{name} has several pages; save one of them as a picture.")
-        if page.axes not in ("YX", "YXS", "SYX") or page.samplesperpixel > 4:
-            raise InputError(
-                f"{name} has {page.samplesperpixel} channels in {page.axes} order; save it as grey or RGB."
-            )
-        if page.photometric not in (0, 1, 2, 3, 6):
-            raise InputError(
-                f"{name} is a {_enum_name(page.photometric)} picture; convert it to RGB or grey first."
-            )
-        # Missing strips would be filled with zeros without a word.
-        counts, offsets = page.databytecounts, page.dataoffsets
-        if not counts or any(
-            count <= 0 or offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)
-        ):
-            raise InputError(f"{name} is truncated or damaged; save or copy it again.")
-        if page.bitspersample <= 8:
-            image = TiffImagePlugin.TiffImageFile(io.BytesIO(data))
-            _check_size(image.size, len(data), name)
-            return _from_pil(image, name)
-        values = page.asarray()
-        if values.dtype.kind not in "uif":
-            raise InputError(f"{name} holds {values.dtype} values; save it with 8 or 16 bits or as float.")
-        if page.axes == "SYX":
-            values = np.moveaxis(values, 0, -1)
-        if page.photometric == 0:  # white is zero
-            if values.dtype.kind != "u":
-                raise InputError(f"{name} counts from white in {values.dtype}; save it with black as zero.")
-            values = np.iinfo(values.dtype).max - values
-        tags = page.tags
-        icc = tags.valueof(34675)
-        dpi = page.get_resolution(unit=2) if 282 in tags and tags.valueof(296, default=2) in (2, 3) else None
-        if values.ndim == 3 and values.shape[2] in (2, 4) and 0 in page.extrasamples:
-            raise InputError(f"{name} has an extra channel of unknown meaning; save it as grey or RGB.")
-        meta = {"orientation": tags.valueof(274, default=1), "icc": icc, "dpi": _plausible_dpi(dpi)}
-        return values, meta
-
-
-def _check_size(size: tuple[int, int], length: int, name: str) -> None:
-    """Before anything is allocated: the header's width and height against the limits and the file's length."""
-    width, height = size
-    if width < 1 or height < 1:
-        raise InputError(f"{name} is truncated or damaged; save or copy it again.")
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name} says it is {width}x{height}, more than 2^28 pixels; cut it into smaller pictures."
-        )
-    if width * height > MAX_PIXELS_A_BYTE * length:
-        raise InputError(
-            f"{name} says it is {width}x{height} but has only {length} bytes; save or copy it again."
-        )
-
-
-def _metadata(image: PIL.Image.Image) -> dict[str, Any]:
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF is no reason to refuse a picture, and raises nearly anything
-        orientation = 1
-    icc = image.info.get("icc_profile")
-    if isinstance(icc, bytes) and b"sRGB" in icc[:4096]:
-        icc = None
-    return {"orientation": orientation, "icc": icc or None, "dpi": _plausible_dpi(image.info.get("dpi"))}
-
-
-def _plausible_dpi(dpi: Any) -> tuple[float, float] | None:
-    try:
-        x, y = (float(v) for v in dpi)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-    return (x, y) if 1 <= x <= 1e5 and 1 <= y <= 1e5 else None
-
-
-def _to_srgb(image: PIL.Image.Image, icc: bytes) -> PIL.Image.Image:
-    alpha = image.getchannel("A") if image.mode == "RGBA" else None
-    try:
-        result = ImageCms.profileToProfile(
-            image.convert("RGB"), io.BytesIO(icc), ImageCms.createProfile("sRGB")
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image  # a damaged or foreign profile is ignored, as viewers do
-    assert result is not None
-    if alpha is not None:
-        result.putalpha(alpha)
-    return result
-
-
-def _without_alpha(values: np.ndarray) -> np.ndarray:
-    """(H, W, 2) and (H, W, 4) to grey and RGB, composited over black where alpha is below full scale."""
-    if values.ndim == 2 or values.shape[2] not in (2, 4):
-        return values
-    colour, alpha = values[..., :-1], values[..., -1:]
-    full = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1.0
-    if (alpha != full).any():
-        mixed = colour * (alpha / full)
-        colour = (np.rint(mixed) if values.dtype.kind in "ui" else mixed).astype(values.dtype)
-    return colour[..., 0] if colour.shape[2] == 1 else colour
-
-
-def _orient(values: np.ndarray, orientation: Any) -> np.ndarray:
-    """Apply EXIF orientation 1 to 8 (TIFF 6.0, tag 274): which side of the scene row 0 and column 0 are."""
-    if orientation in (5, 6, 7, 8):
-        values = values.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    return np.ascontiguousarray(values)
-
-
-def _enum_name(value: Any) -> str:
-    return "CMYK" if int(value) == 5 else str(getattr(value, "name", value))
-
-
 # ---- writing
 # -------------------------------------------------------------------------------------------------------
 
@@ -546,9 +288,7 @@ def _metadata_for(pixels: np.ndarray, like: Image | None) -> tuple[bytes | None,
     return (like.icc if like.icc and like.icc[16:20] == space else None), like.dpi
 
 
-def _encode(
-    suffix: str, values: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None, quality: int
-) -> bytes:
+def _encode(suffix: str, values: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None, quality: int) -> bytes:
     buffer = io.BytesIO()
     if suffix in (".tif", ".tiff"):
         options: dict[str, Any] = {

@@ -53,9 +53,7 @@ class DDFMPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @classmethod
-    def from_prior(
-        cls, source: str | Path = "embedded", device: str | torch.device | None = None
-    ) -> "DDFMPipeline":
+    def from_prior(cls, source: str | Path = "embedded", device: str | torch.device | None = None) -> "DDFMPipeline":
         """A pipeline around `load_prior(source)`; see there for the sources and errors."""
         prior = load_prior(source, device)
         return cls(prior.unet, prior.scheduler)
@@ -76,8 +74,7 @@ class DDFMPipeline(DiffusionPipeline):
         contrast: Contrast = "keep",
         colour: Mode = "auto",
         output_type: OutputType = "np",
-        callback_on_step_end: Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]]
-        | None = None,
+        callback_on_step_end: Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]] | None = None,
     ) -> FusionOutput:
         """Fuse registered pictures of one scene.
 
@@ -143,14 +140,10 @@ def _check(pictures: list[list[np.ndarray]]) -> None:
     if len(pictures) < 2:
         raise InputError(f"fusion takes two or more sources, not {len(pictures)}")
     if len({len(batch) for batch in pictures}) > 1 or not pictures[0]:
-        raise InputError(
-            f"every sensor needs the same number of pictures, not {[len(batch) for batch in pictures]}"
-        )
+        raise InputError(f"every sensor needs the same number of pictures, not {[len(batch) for batch in pictures]}")
     sizes = list(dict.fromkeys(f"{p.shape[1]}x{p.shape[0]}" for batch in pictures for p in batch))
     if len(sizes) > 1:
-        raise InputError(
-            f"the sources differ in size ({' and '.join(sizes[:2])}): register them to one size first"
-        )
+        raise InputError(f"the sources differ in size ({' and '.join(sizes[:2])}): register them to one size first")
     if min(pictures[0][0].shape[:2]) < SMALLEST:
         raise InputError(f"the pictures are {sizes[0]}: at least {SMALLEST}x{SMALLEST} is needed")
 
@@ -160,9 +153,7 @@ def _to_luma(batch: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack([luma(picture) for picture in batch])).unsqueeze(1) * 2 - 1
 
 
-def _step_scheduler(
-    trained: DDPMScheduler, sampler: str, steps: int
-) -> DDPMScheduler | DPMSolverMultistepScheduler:
+def _step_scheduler(trained: DDPMScheduler, sampler: str, steps: int) -> DDPMScheduler | DPMSolverMultistepScheduler:
     """The scheduler that steps with a given x0 (`prediction_type="sample"`) on the prior's own noise schedule.
 
     Time steps are evenly spaced from the last to 0, both included, as in the released code. `solver_order=1` with
@@ -188,9 +179,7 @@ def _step_scheduler(
     return scheduler
 
 
-def _finish(
-    samples: Tensor, pictures: list[list[np.ndarray]], contrast: str, colour: Mode
-) -> list[np.ndarray]:
+def _finish(samples: Tensor, pictures: list[list[np.ndarray]], contrast: str, colour: Mode) -> list[np.ndarray]:
     """The network's picture to the user's: luma in [0, 1], contrast, colour of the sources."""
     fused = []
     for k, y in enumerate(prior_split(samples)[0][:, 0].cpu().numpy()):
@@ -209,11 +198,7 @@ def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[
         images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1) for image in images]
     stacked = np.stack(images)
     if output_type == "pt":
-        return (
-            torch.from_numpy(stacked if stacked.ndim == 4 else stacked[..., None])
-            .permute(0, 3, 1, 2)
-            .contiguous()
-        )
+        return torch.from_numpy(stacked if stacked.ndim == 4 else stacked[..., None]).permute(0, 3, 1, 2).contiguous()
     return stacked
 
 

@@ -70,9 +70,7 @@ def _from_folder(folder: Path, name: str) -> tuple[UNet2DModel, DDPMScheduler]:
     scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     try:
         config = json.loads((unet_folder / "config.json").read_text(encoding="utf-8"))
-        unet_class = {"UNet2DModel": UNet2DModel, "UnshuffleUNet2DModel": UnshuffleUNet2DModel}[
-            config["_class_name"]
-        ]
+        unet_class = {"UNet2DModel": UNet2DModel, "UnshuffleUNet2DModel": UnshuffleUNet2DModel}[config["_class_name"]]
         unet = unet_class.from_pretrained(unet_folder, use_safetensors=True, low_cpu_mem_usage=False)
         scheduler = DDPMScheduler.from_pretrained(scheduler_folder)
     except Exception as error:  # diffusers raises many kinds; the user needs one sentence
@@ -88,9 +86,7 @@ def _snapshot(name: str) -> Path:
     """A hub id, downloaded to the hub's own cache: configuration and safetensors only."""
     from huggingface_hub import snapshot_download
 
-    patterns = [
-        f"{folder}{file}" for folder in ("", "unet/", "scheduler/") for file in ("*.json", "*.safetensors")
-    ]
+    patterns = [f"{folder}{file}" for folder in ("", "unet/", "scheduler/") for file in ("*.json", "*.safetensors")]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # not a hub id, no such repository, no network: one sentence for all
@@ -108,9 +104,7 @@ def image_channels(unet: UNet2DModel) -> int:
     """
     channels = unet.config["in_channels"] // getattr(unet, "unshuffle", 1) ** 2
     if channels not in (1, 3) or unet.config.get("num_class_embeds") or unet.config.get("class_embed_type"):
-        raise InputError(
-            f"the prior must be unconditional and of pixels (1 or 3 channels), this one has {channels}"
-        )
+        raise InputError(f"the prior must be unconditional and of pixels (1 or 3 channels), this one has {channels}")
     return channels
 
 

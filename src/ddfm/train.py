@@ -97,9 +97,7 @@ def scales(grey: np.ndarray, crop: int) -> list[np.ndarray]:
     return [cv2.resize(grey, wh, interpolation=cv2.INTER_AREA) for wh in sizes if min(wh) >= crop]
 
 
-def random_crops(
-    pictures: list[np.ndarray], p: np.ndarray, recipe: Recipe, rng: np.random.Generator
-) -> torch.Tensor:
+def random_crops(pictures: list[np.ndarray], p: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> torch.Tensor:
     """(batch, 1, crop, crop) in [-1, 1]: flipped, turned, with random gamma; a quarter inverted (thermal polarity)."""
     n, size = recipe.batch, recipe.crop
     out = np.empty((n, size, size), np.float32)
@@ -138,9 +136,7 @@ def denoising_psnr(
     for grey in pictures:
         h, w = (min(crop, extent) // 16 * 16 for extent in grey.shape)
         y, x = (grey.shape[0] - h) // 2, (grey.shape[1] - w) // 2
-        x0 = torch.from_numpy(grey[y : y + h, x : x + w].astype(np.float32) / 127.5 - 1)[None, None].to(
-            device
-        )
+        x0 = torch.from_numpy(grey[y : y + h, x : x + w].astype(np.float32) / 127.5 - 1)[None, None].to(device)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         x_t = a**0.5 * x0 + (1 - a) ** 0.5 * noise
         denoised = (x_t - (1 - a) ** 0.5 * unet(x_t, t).sample) / a**0.5
@@ -189,13 +185,9 @@ def train(
     for folder in folders:
         trained, held = split(folder)
         pictures += [scale for p in trained for scale in scales(read_luma(p), recipe.crop)]
-        held_out[folder.name] = [read_luma(p) for p in held][
-            :12
-        ]  # a sample: the whole curve is measured apart
+        held_out[folder.name] = [read_luma(p) for p in held][:12]  # a sample: the whole curve is measured apart
     if not pictures:
-        raise InputError(
-            f"{data} holds no folder of pictures of at least {recipe.crop} pixels: give such a folder"
-        )
+        raise InputError(f"{data} holds no folder of pictures of at least {recipe.crop} pixels: give such a folder")
     p = np.array([grey.size for grey in pictures], np.float64)
     p /= p.sum()
 
@@ -213,9 +205,7 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location=device)
         if {**state["recipe"], "steps": 0} != {**asdict(recipe), "steps": 0}:
-            raise InputError(
-                f"{checkpoint} was trained with {state['recipe']}: use that recipe or another folder"
-            )
+            raise InputError(f"{checkpoint} was trained with {state['recipe']}: use that recipe or another folder")
         unet.load_state_dict(state["unet"])
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])

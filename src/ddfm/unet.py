@@ -2,7 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers import (
+    ModelMixin,  # noqa: F401  (loading a saved pipeline, diffusers looks the base classes up in the module of a component)
+    UNet2DModel,
+)
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 
