@@ -1,0 +1,200 @@
+"""DICOM and NIfTI <-> arrays (`pip install ddfm[medical]`), loaded only when such a file is given.
+
+Both formats hold numbers with a unit (Hounsfield, counts, SUV), so a file is read with its rescaling applied
+and one linear map takes the smallest value to 0 and the largest to 1, or, normalised, the 0.1 and 99.9
+percentiles: one map for a whole volume, never one a slice. `Image.low` and `high` keep it. Writing inverts
+the map: the result is a file of the same geometry in the unit of the source it is written `like`.
+
+Slices of a NIfTI volume run along its third axis, and a row of the picture runs along the first; nothing is
+flipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import gzip
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddfm.decode import MAX_PIXELS, one_sentence
+from ddfm.errors import InputError
+from ddfm.images import Image, is_medical, quoted, read_bytes, to_unit, write_bytes
+
+
+def read_volume(path: str | os.PathLike[str], normalise: bool = False) -> Image:
+    """Read a NIfTI or DICOM file as an Image whose pixels are float32 [0, 1] (S, H, W): S slices, one
+    normalisation.
+
+    A single slice gives S = 1. Raises InputError.
+    """
+    return _read(Path(path), read_bytes(path), normalise)
+
+
+def write_volume(path: str | os.PathLike[str], pixels: np.ndarray, like: Image) -> None:
+    """Write pixels, [0, 1] (S, H, W), with the geometry and in the unit of `like`, which `read_volume` gave.
+
+    The file is of the kind that `like` came from, appears whole or not at all, and holds 16-bit numbers with
+    a scale. Raises InputError.
+    """
+    pixels = np.asarray(pixels, np.float32)
+    if pixels.ndim != 3 or not pixels.size or not np.isfinite(pixels).all():
+        raise InputError(f"Cannot write {quoted(path)}: a volume is finite values (S, H, W), not {pixels.shape}.")
+    write_bytes(path, _encode(path, np.clip(pixels, 0, 1), like))
+
+
+def read(path: Path, data: bytes, normalise: bool = False) -> Image:
+    """One slice, pixels (H, W), from the bytes of a DICOM or NIfTI file; `images.read` calls this."""
+    image = _read(path, data, normalise)
+    if len(image.pixels) > 1:
+        raise InputError(f"{quoted(path)} is a volume of {len(image.pixels)} slices; use ddfm.medical.read_volume.")
+    return Image(image.pixels[0], 32, path, image.low, image.high, header=image.header)
+
+
+def encode(path: str | os.PathLike[str], pixels: np.ndarray, like: Image | None) -> bytes:
+    """The bytes of a DICOM or NIfTI file of one grey picture (H, W); `images.write` calls this."""
+    if pixels.ndim != 2:
+        raise InputError(f"Cannot write {quoted(path)} in colour; use .png, or fuse with colour grey.")
+    return _encode(path, pixels[None], like)
+
+
+def _read(path: Path, data: bytes, normalise: bool) -> Image:
+    name = quoted(path)
+    if data[128:132] == b"DICM":
+        values, header = _decode_dicom(data, name)
+    elif is_medical(path) and not path.name.lower().endswith((".dcm", ".dicom")):
+        values, header = _decode_nifti(data, name)
+    else:
+        raise InputError(f"{name} is not a DICOM or NIfTI file; save or copy it again.")
+    pixels, low, high = to_unit(values, name, normalise, own_units=True)
+    return Image(pixels, 32, path, low, high, header=header)
+
+
+def _encode(path: str | os.PathLike[str], pixels: np.ndarray, like: Image | None) -> bytes:
+    name = quoted(path)
+    kind = "DICOM" if os.fspath(path).lower().endswith((".dcm", ".dicom")) else "NIfTI"
+    is_dicom = like is not None and like.header is not None and hasattr(like.header, "PixelData")
+    if like is None or like.header is None or is_dicom != (kind == "DICOM"):
+        raise InputError(f"Cannot write {name}: its geometry has to come from a {kind} source; use .png or .tif.")
+    steps = np.rint(pixels * np.float32(65535)).astype(np.uint16)
+    slope = (like.high - like.low) / 65535
+    return (_encode_dicom if is_dicom else _encode_nifti)(name, steps, slope, like)
+
+
+def _missing(package: str, name: str) -> InputError:
+    return InputError(f"{name} needs the package {package}; run `pip install ddfm[medical]`.")
+
+
+# ---- NIfTI
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _decode_nifti(data: bytes, name: str) -> tuple[np.ndarray, Any]:
+    try:
+        import nibabel
+    except ImportError as error:
+        raise _missing("nibabel", name) from error
+    with one_sentence(name):
+        unpacked = gzip.open(io.BytesIO(data)) if data.startswith(b"\x1f\x8b") else io.BytesIO(data)
+        header = nibabel.Nifti1Header.from_fileobj(unpacked)
+        shape = header.get_data_shape()
+        _check_size(shape, name)
+        # Not a byte more than the header accounts for is unpacked: a bomb stays packed.
+        unpacked.seek(0)
+        needed = header.get_data_offset() + math.prod(shape) * header.get_data_dtype().itemsize
+        values = np.asarray(nibabel.Nifti1Image.from_bytes(unpacked.read(needed)).dataobj)
+    if values.dtype.kind not in "uif":
+        raise InputError(f"{name} holds {values.dtype} values; save it as numbers, one a voxel.")
+    values = values.reshape((*shape, 1)[:3])
+    return np.ascontiguousarray(values.transpose(2, 1, 0)), header
+
+
+def _check_size(shape: tuple[int, ...], name: str) -> None:
+    if not len(shape) >= 2 or any(n > 1 for n in shape[3:]) or min(shape) < 1:
+        raise InputError(f"{name} has the shape {shape}; save one volume with at most three axes.")
+    if math.prod(shape) > MAX_PIXELS:
+        raise InputError(f"{name} has more than 2^28 voxels; cut it into smaller volumes.")
+
+
+def _encode_nifti(name: str, steps: np.ndarray, slope: float, like: Image) -> bytes:
+    header = like.header.copy()
+    shape = header.get_data_shape()
+    if steps.shape != (*shape, 1)[2::-1]:
+        raise InputError(f"Cannot write {name}: it has the shape {steps.shape[::-1]}, its source {shape}.")
+    # Header and numbers are put together here: nibabel's own writer would choose a scale of its own.
+    offset = 352
+    header.set_data_dtype(np.uint16)
+    header.set_slope_inter(slope, like.low)
+    header["cal_min"] = header["cal_max"] = 0  # the display window of the source, not of the result
+    header["vox_offset"], header["magic"] = offset, b"n+1"
+    head = header.binaryblock.ljust(offset, b"\0")  # the four zeros behind it: no extensions
+    data = head + steps.astype(header.endianness + "u2").tobytes()  # (S, H, W) is (X, Y, Z) in Fortran's order
+    return gzip.compress(data, 6, mtime=0) if name.rstrip("'").lower().endswith(".gz") else data
+
+
+# ---- DICOM
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, Any]:
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, pixel_array
+    except ImportError as error:
+        raise _missing("pydicom", name) from error
+    with one_sentence(name):
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        rows, columns, frames = (int(dataset.get(k) or 1) for k in ("Rows", "Columns", "NumberOfFrames"))
+        if rows * columns * frames > MAX_PIXELS:
+            raise InputError(f"{name} has more than 2^28 pixels; cut it into smaller pictures.")
+        if "PixelData" not in dataset:
+            raise InputError(f"{name} is a DICOM file without a picture; choose another one.")
+        kind = dataset.PhotometricInterpretation
+        if kind not in ("MONOCHROME1", "MONOCHROME2"):
+            raise InputError(f"{name} is a {kind} picture; save it as a monochrome DICOM or as PNG.")
+        values = np.asarray(apply_modality_lut(pixel_array(dataset), dataset))
+    if kind == "MONOCHROME1":  # low values are bright
+        values = values.max() + values.min() - values.astype(np.float64)
+    return (values if values.ndim == 3 else values[None]), dataset
+
+
+def _encode_dicom(name: str, steps: np.ndarray, slope: float, like: Image) -> bytes:
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    source = like.header
+    if steps.shape[1:] != (source.Rows, source.Columns) or len(steps) != int(source.get("NumberOfFrames") or 1):
+        raise InputError(f"Cannot write {name}: it has the shape {steps.shape}, its source another one.")
+    dataset = copy.deepcopy(source)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    # A derived picture with an identity of its own: it must never pass for the acquisition.
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.SeriesInstanceUID = generate_uid()
+    dataset.ImageType = ["DERIVED", "SECONDARY"]
+    dataset.SeriesDescription = "DDFM fusion"
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
+    dataset.RescaleSlope, dataset.RescaleIntercept = f"{slope:.10g}", f"{like.low:.10g}"
+    dataset.WindowCenter = f"{(like.low + like.high) / 2:.10g}"
+    dataset.WindowWidth = f"{like.high - like.low:.10g}"
+    for keyword in (
+        "ModalityLUTSequence",
+        "VOILUTSequence",
+        "SmallestImagePixelValue",
+        "LargestImagePixelValue",
+        "PixelPaddingValue",
+        "PixelPaddingRangeLimit",
+    ):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.PixelData = steps.astype("<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset["PixelData"].is_undefined_length = False
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True, implicit_vr=False, little_endian=True)
+    return buffer.getvalue()
