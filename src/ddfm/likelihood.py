@@ -121,7 +121,8 @@ class Paper:
         (Eq. 16 as printed is the reciprocal of the first.)
         """
         r = residual.abs()
-        return (2 / scale).sqrt() / r.clamp_min(TINY), mean(r * (scale / 2).sqrt() + scale / 2)
+        new_scale = mean(r * (scale / 2).sqrt() + scale / 2).clamp_min(TINY)  # else it halves to 0 where all r are 0
+        return (2 / scale).sqrt() / r.clamp_min(TINY), new_scale
 
     def m_step(
         self, x: Tensor, y: Tensor, inv_m: Tensor, inv_n: Tensor, state: LaplaceState
