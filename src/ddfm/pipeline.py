@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import PIL.Image
@@ -96,6 +96,12 @@ class DDFMPipeline(DiffusionPipeline):
         Raises:
             InputError: a source that is no picture, sizes that differ, an unknown name.
         """
+        for name, known, what in (
+            (contrast, Contrast, "contrast"),
+            (colour, Mode, "colour mode"),
+            (output_type, OutputType, "output type"),
+        ):
+            _named(name, dict.fromkeys(get_args(known)), what)
         pictures = [_batch(source) for source in sources]
         _check(pictures)
         observed = [_to_luma(batch).to(self.device) for batch in pictures]
