@@ -80,7 +80,7 @@ def histogram(levels: Tensor, bins: int) -> Tensor:
 
 def entropy(p: Tensor) -> Tensor:
     """In bits, over the last dimension; 0 log 0 = 0."""
-    return -torch.xlogy(p, p).sum(-1).clamp(max=0) / math.log(2)
+    return 0.0 - torch.xlogy(p, p).sum(-1) / math.log(2)  # 0 - x: no minus zero
 
 
 def information(f: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

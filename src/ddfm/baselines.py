@@ -35,7 +35,7 @@ def laplacian_pyramid(sources: Sequence[np.ndarray], levels: int = 4) -> np.ndar
         strongest = np.abs(bands).argmax(0)
         details.append(np.take_along_axis(bands, strongest[None], 0)[0])
         coarse = smaller
-    fused = np.mean(coarse, axis=0, dtype=np.float32)
+    fused = np.stack(coarse).mean(0, dtype=np.float32)
     for band in reversed(details):
         fused = _expand(fused, band) + band
     return fused.clip(0, 1)

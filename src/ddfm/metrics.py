@@ -2,9 +2,10 @@
 
 Every function takes grey images in the range 0..255, as arrays or tensors of shape (H, W) or (..., H, W) (a batch),
 and returns a float64 tensor of shape () or (...). `sources` is a sequence of images shaped like the fused one, or one
-tensor of them; two are usual, one or many work wherever the definition extends. The arithmetic is float64 whatever comes in, because
-variances taken as E[x^2] - E[x]^2 need it; there are no gradients. A number that does not exist (a correlation
-with a constant image, a window larger than the image) is NaN and the docstring says so; nothing warns.
+tensor of them; two are usual, one or many work wherever the definition extends. The arithmetic is float64
+whatever comes in, because variances taken as E[x^2] - E[x]^2 need it; there are no gradients. A number that does not
+exist (a correlation with a constant image, a window larger than the image) is NaN and the docstring says so; nothing
+warns.
 
 Two conventions, because published tables are not comparable without knowing which was used:
 
@@ -178,7 +179,8 @@ def ssim(fused: Image, sources: Sources, convention: Convention = "ddfm") -> Ten
     "ddfm": sum over the sources, range -N to N, of scikit-image 0.19's `structural_similarity` of float images: 7 x 7
     uniform window, sample covariance, data_range 2 (that version's guess for floats, whatever their true range).
     "standard": mean, range -1 to 1, with Gaussian windows (11 x 11, sigma 1.5), population covariance, data_range 255:
-    torchmetrics' default. Windows inside the image only; NaN for an image smaller than the window.
+    scikit-image's with `gaussian_weights=True`. Averaged over the windows inside the image, as Wang's code does
+    (torchmetrics adds those of a mirrored border); NaN for an image smaller than the window.
     """
     f, s = _images(fused, sources)
     if _is_ddfm(convention):
@@ -192,7 +194,8 @@ def ms_ssim(fused: Image, sources: Sources) -> Tensor:
     """Multi-scale structural similarity, averaged over the sources, 0 to 1.
 
     Wang, Simoncelli & Bovik 2003: five scales by 2 x 2 averages, 11 x 11 Gaussian windows (sigma 1.5), range 255;
-    negative terms are clipped to 0. As torchmetrics. NaN where a side has fewer than 176 pixels.
+    negative terms are clipped to 0. Windows inside the image only (torchmetrics has a mirrored border at the coarsest
+    scale). NaN where a side has fewer than 176 pixels.
     """
     f, s = _images(fused, sources)
     weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -273,7 +276,7 @@ def nabf(fused: Image, sources: Sources) -> Tensor:
     for g, angle in parts.edges(torch.cat([f[None], s]), zero_frame=False):
         g_f, g_s = g[:1] / 8, g[1:] / 8
         strength = (torch.minimum(g_f, g_s) / torch.maximum(g_f, g_s)).nan_to_num(0.0)
-        # His arctan of a zero gradient is 0, ours pi/2: harmless, as such a place has strength 0.
+        angle = angle.masked_fill(g == 0, 0.0)  # where there is no edge, his arctan is 0
         parallel = (1 - (angle[1:] - angle[:1]).abs() / (math.pi / 2)).abs()
         kept = parts.logistic(strength, 0.9999, 19, 0.5) * parts.logistic(parallel, 0.9995, 22, 0.5)
         weight = torch.where(g_s >= 2, g_s**1.5, 0.001)
