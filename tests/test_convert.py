@@ -246,18 +246,14 @@ def test_left_over_key_is_named(tiny_state):
         convert_state_dict(tiny_state | {"label_emb.weight": torch.zeros(1000, 128)}, TINY)
 
 
-@pytest.mark.parametrize(
-    "key", ["input_blocks.3.1.qkv.weight", "middle_block.1.proj_out.weight", "out.2.bias"]
-)
+@pytest.mark.parametrize("key", ["input_blocks.3.1.qkv.weight", "middle_block.1.proj_out.weight", "out.2.bias"])
 def test_wrong_shape_is_named(tiny_state, key):
     transposed = tiny_state[key].t() if tiny_state[key].ndim == 2 else tiny_state[key][..., None]
     with pytest.raises(InputError, match=f"{key} has shape"):
         convert_state_dict(tiny_state | {key: transposed}, TINY)
 
 
-@pytest.mark.parametrize(
-    "value", [torch.zeros(6, dtype=torch.int64), torch.zeros(6).to_sparse(), "text", None]
-)
+@pytest.mark.parametrize("value", [torch.zeros(6, dtype=torch.int64), torch.zeros(6).to_sparse(), "text", None])
 def test_what_is_no_weight_is_named(tiny_state, value):
     with pytest.raises(InputError, match=r"out\.2\.bias is not a tensor"):
         convert_state_dict(tiny_state | {"out.2.bias": value}, TINY)
@@ -296,9 +292,7 @@ def test_arguments_that_cannot_be_expressed(change, words):
 def test_process_arguments_that_agree_are_accepted():
     extra = {"diffusion_steps": 1000, "noise_schedule": "linear", "rescale_timesteps": True, "use_fp16": True}
     assert unet_config(TINY | extra) == unet_config(TINY)
-    assert unet_config(TINY | {"channel_mult": [1, 2, 2], "attention_resolutions": [32, 16]}) == unet_config(
-        TINY
-    )
+    assert unet_config(TINY | {"channel_mult": [1, 2, 2], "attention_resolutions": [32, 16]}) == unet_config(TINY)
     given = copy.deepcopy(TINY)
     unet_config(given)
     assert given == TINY
@@ -331,13 +325,14 @@ def bad_files(folder):
     with zipfile.ZipFile(folder / "zip.pt", "w") as archive:
         archive.writestr("readme.txt", "no checkpoint")
     (folder / "folder.pt").mkdir()
+    (folder / "two\nlines.pt").touch()
     return [*folder.glob("*.pt"), folder / "missing.pt"]
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_bad_files_give_one_sentence_and_run_nothing(tmp_path):
     paths = bad_files(tmp_path)
-    assert len(paths) == 12
+    assert len(paths) == 13
     for path in paths:
         with pytest.raises(InputError) as caught:
             load_guided_diffusion(path)

@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from ddfm.errors import InputError
+from ddfm.images import quoted
 
 OPENAI_256: dict[str, Any] = {
     "image_size": 256,
@@ -223,7 +224,9 @@ def load_guided_diffusion(path: str | Path) -> tuple[UNet2DModel, DDPMScheduler]
         config = unet_config(args)
         weights = convert_state_dict(state, args)
     except InputError as error:
-        raise InputError(f"{path} (create_model arguments in {beside.name}, if any): {error}") from error
+        raise InputError(
+            f"{quoted(path)} (create_model arguments in {quoted(beside.name)}, if any): {error}"
+        ) from error
     unet = _meta_unet(config)
     unet.load_state_dict(weights, assign=True)
     scheduler = DDPMScheduler(
@@ -342,11 +345,11 @@ def _read_args(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return OPENAI_256
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"{quoted(path)} cannot be read: {error.strerror}.") from error
     except ValueError as error:  # not JSON, or not text
-        raise InputError(f"{path} should hold create_model arguments, but it is not JSON.") from error
+        raise InputError(f"{quoted(path)} should hold create_model arguments, but it is not JSON.") from error
     if not isinstance(args, dict):
-        raise InputError(f"{path} should hold create_model arguments, but it is not a JSON object.")
+        raise InputError(f"{quoted(path)} should hold create_model arguments, but it is not a JSON object.")
     return args
 
 
@@ -356,9 +359,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         mapped = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{quoted(path)} cannot be read: {error.strerror or error}.") from error
     except Exception as error:  # a broken or hostile file can fail anywhere in the reader
-        raise InputError(f"{path} is not a whole checkpoint of plain weights, so it was not loaded.") from error
+        raise InputError(f"{quoted(path)} is not a whole checkpoint of plain weights, so it was not loaded.") from error
     if not isinstance(state, dict) or not state:
-        raise InputError(f"{path} is not a guided-diffusion checkpoint: it does not hold named weights.")
+        raise InputError(f"{quoted(path)} is not a guided-diffusion checkpoint: it does not hold named weights.")
     return state
