@@ -71,8 +71,14 @@ def _from_folder(folder: Path, name: str) -> tuple[UNet2DModel, DDPMScheduler]:
     try:
         config = json.loads((unet_folder / "config.json").read_text(encoding="utf-8"))
         unet_class = {"UNet2DModel": UNet2DModel, "UnshuffleUNet2DModel": UnshuffleUNet2DModel}[config["_class_name"]]
-        unet = unet_class.from_pretrained(unet_folder, use_safetensors=True, low_cpu_mem_usage=False)
+        unet, keys = unet_class.from_pretrained(
+            unet_folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        )
+        if wrong := [*keys["missing_keys"], *keys["unexpected_keys"]]:  # else it would be partly random, with a warning
+            raise ValueError(f"the weights do not fit the configuration: {wrong[0]} is missing or left over")
         scheduler = DDPMScheduler.from_pretrained(scheduler_folder)
+        if scheduler.config["prediction_type"] not in ("epsilon", "v_prediction", "sample"):
+            raise ValueError(f"prediction_type {scheduler.config['prediction_type']} is not known")
     except Exception as error:  # diffusers raises many kinds; the user needs one sentence
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -103,8 +109,10 @@ def image_channels(unet: UNet2DModel) -> int:
         InputError: a class-conditional network, or one of latents.
     """
     channels = unet.config["in_channels"] // getattr(unet, "unshuffle", 1) ** 2
-    if channels not in (1, 3) or unet.config.get("num_class_embeds") or unet.config.get("class_embed_type"):
-        raise InputError(f"the prior must be unconditional and of pixels (1 or 3 channels), this one has {channels}")
+    if unet.config.get("num_class_embeds") or unet.config.get("class_embed_type"):
+        raise InputError("the prior must be unconditional, this one asks for class labels")
+    if channels not in (1, 3):
+        raise InputError(f"the prior must be of pixels (1 or 3 channels), this one has {channels} channels")
     return channels
 
 

@@ -150,9 +150,10 @@ def denoising_psnr(
 def learning_rate(step: int, recipe: Recipe) -> float:
     """Warm-up, flat, then 1 - sqrt to zero: the flat part can be prolonged by a later run with more steps."""
     start = recipe.steps * (1 - recipe.decay)
+    rate = recipe.lr * min(1.0, (step + 1) / 200)
     if step > start:
-        return recipe.lr * (1 - math.sqrt((step - start) / (recipe.steps - start)))
-    return recipe.lr * min(1.0, (step + 1) / 200)
+        rate *= 1 - math.sqrt((step - start) / (recipe.steps - start))
+    return rate
 
 
 def train(
