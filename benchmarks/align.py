@@ -1,0 +1,95 @@
+"""Corner error of ddfm.align on registered pairs that are warped by a known random transform.
+
+    python benchmarks/align.py MOVING_DIR FIXED_DIR [MOVING_DIR FIXED_DIR ...] [--pairs N] [--seed S]
+
+Pairs have equal stems. The moving picture is shifted by up to 12 px in each direction, turned by up to 3
+degrees and scaled by up to 3 %; then a margin of both is cut off, so that no border gives the warp away. Two
+errors are reported, both of the worst corner. "absolute": against the known transform, as if the published
+pair were registered perfectly. "relative": against the known transform applied to what align finds on the
+pair as published; it leaves out what that pair was off by to begin with, and with it any bias that align has
+on this pair.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ddfm import align, colour, images
+
+
+def random_transform(rng, shape):
+    height, width = shape
+    matrix = np.eye(3)
+    centre = ((width - 1) / 2, (height - 1) / 2)
+    matrix[:2] = cv2.getRotationMatrix2D(centre, rng.uniform(-3, 3), 1 + rng.uniform(-0.03, 0.03))
+    matrix[:2, 2] += rng.uniform(-12, 12, 2)
+    return matrix
+
+
+def corner_error(a, b, shape):
+    height, width = shape
+    corners = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
+    return np.linalg.norm((a @ corners - b @ corners)[:2], axis=0).max()
+
+
+def square(matrix):
+    return np.vstack([matrix, [0, 0, 1]])
+
+
+def measure(moving, fixed, rng, margin=20):
+    """(absolute error, relative error, error of doing nothing, confident)."""
+    inner = np.s_[margin:-margin, margin:-margin]
+    shape = fixed[inner].shape
+    to_full = square([[1, 0, margin], [0, 1, margin]])
+    truth = np.linalg.inv(to_full) @ random_transform(rng, fixed.shape) @ to_full
+    full = to_full @ truth @ np.linalg.inv(to_full)
+    size = moving.shape[::-1]
+    warped = cv2.warpAffine(moving, full[:2], size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    found = align.align(np.clip(warped, 0, 1)[inner], fixed[inner])
+    published = align.align(moving[inner], fixed[inner])
+    # Errors in pixels of fixed: fixed -> warped (found) -> moving (the truth undone).
+    error = np.linalg.inv(truth) @ square(found.matrix)
+    nothing = np.linalg.inv(truth)
+    return (
+        corner_error(error, np.eye(3), shape),
+        corner_error(error, square(published.matrix), shape),
+        corner_error(nothing, np.eye(3), shape),
+        found.confident,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--pairs", type=int, default=None, help="at most so many of each two folders")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = np.random.default_rng(options.seed)
+    columns = "median   p90  <1.5px"
+    print(f"{'':24} {'absolute: ' + columns}   {'relative: ' + columns}   untouched  confident  s/pair")
+    everything = []
+    for first, second in zip(options.folders[::2], options.folders[1::2], strict=True):
+        stems = sorted({p.stem: p for p in first.iterdir()}.items())[: options.pairs]
+        partner = {p.stem: p for p in second.iterdir()}
+        rows, start = [], time.perf_counter()
+        for stem, path in stems:
+            pair = [colour.luma(images.read(p).pixels) for p in (path, partner[stem])]
+            rows.append(measure(*pair, rng))
+        everything += rows
+        report(f"{first.parent.name}/{first.name} {len(rows)}", rows, (time.perf_counter() - start) / 2 / len(rows))
+    report(f"all {len(everything)}", everything, float("nan"))
+    report("all that are confident", [row for row in everything if row[3]] or everything, float("nan"))
+
+
+def report(name, rows, seconds):
+    table = np.array(rows, float)
+    cells = [f"{np.median(e):16.2f} {np.quantile(e, 0.9):5.2f} {100 * (e < 1.5).mean():6.0f}%" for e in table.T[:2]]
+    untouched, confident = np.median(table[:, 2]), 100 * table[:, 3].mean()
+    print(f"{name:24} {'   '.join(cells)} {untouched:11.1f} {confident:9.0f}% {seconds:7.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
