@@ -99,7 +99,7 @@ def _decode_nifti(data: bytes, name: str) -> tuple[np.ndarray, Any]:
     except ImportError as error:
         raise _missing("nibabel", name) from error
     with one_sentence(name):
-        unpacked = gzip.open(io.BytesIO(data)) if data.startswith(b"\x1f\x8b") else io.BytesIO(data)
+        unpacked = gzip.GzipFile(fileobj=io.BytesIO(data)) if data.startswith(b"\x1f\x8b") else io.BytesIO(data)
         header = nibabel.Nifti1Header.from_fileobj(unpacked)
         shape = header.get_data_shape()
         _check_size(shape, name)
