@@ -106,22 +106,32 @@ def write(
     JPEG: 4:4:4, quality 95. The file appears whole or not at all (see `write_bytes`). Raises InputError for
     what cannot be written or where.
     """
-    name = quoted(path)
-    suffix = Path(path).suffix.lower()
     pixels = as_pixels(pixels)
     if is_medical(path):
         from ddfm import medical
 
         return write_bytes(path, medical.encode(path, pixels, like))
+    check_target(path, bits)
+    icc, dpi = _metadata_for(pixels, like)
+    write_bytes(path, _encode(Path(path).suffix.lower(), _quantised(pixels, bits), icc, dpi, quality))
+
+
+def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
+    """Raise InputError where `write` would: before the long work, not after it."""
+    name, suffix = quoted(path), Path(path).suffix.lower()
     depths = {".png": (8, 16), ".tif": (8, 16, 32), ".tiff": (8, 16, 32)}
     depths |= dict.fromkeys((".jpg", ".jpeg", ".bmp"), (8,))
-    if suffix not in depths:
-        raise InputError(f"Cannot write {name}: the name must end in {', '.join(depths)}.")
-    if bits not in depths[suffix]:
-        allowed = " or ".join(map(str, depths[suffix]))
-        raise InputError(f"Cannot write {name} with {bits} bits: {suffix} holds {allowed}; use .png or .tif instead.")
-    icc, dpi = _metadata_for(pixels, like)
-    write_bytes(path, _encode(suffix, _quantised(pixels, bits), icc, dpi, quality))
+    if not is_medical(path):
+        if suffix not in depths:
+            raise InputError(f"Cannot write {name}: the name must end in {', '.join(depths)}.")
+        if bits not in depths[suffix]:
+            allowed = " or ".join(map(str, depths[suffix]))
+            raise InputError(
+                f"Cannot write {name} with {bits} bits: {suffix} holds {allowed}; use .png or .tif instead."
+            )
+    folder = os.path.dirname(os.path.realpath(path))
+    if not os.path.isdir(folder):
+        raise InputError(f"Cannot write {name}: its folder does not exist; make it first.")
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

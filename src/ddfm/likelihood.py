@@ -2,8 +2,8 @@
 
 A likelihood is a small frozen object of constants with two methods,
 
-    state = likelihood.start(sources)                 # once a picture
-    x0, state = likelihood.rectify(x0, state)         # once a reverse step
+    state = likelihood.start(sources, denoise)        # once a picture
+    x0, state = likelihood.rectify(x0, state, sigma)  # once a reverse step
 
 on float32 luma, (B, 1, H, W) in [-1, 1]. Everything learnt on the way (scales, auxiliary fields) is in the state, and
 every statistic is taken per picture, so that a batch gives what its pictures give alone.
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fft import irfft2, rfft2
 
 from .errors import InputError
+from .salient import Denoiser, Salient
 
 TINY = 1e-10  # keeps E[1/m] finite where a residual is exactly zero; far below any residual of real data
 
@@ -24,13 +25,24 @@ TINY = 1e-10  # keeps E[1/m] finite where a residual is exactly zero; far below 
 class Likelihood(Protocol):
     """What the pipeline asks of a likelihood."""
 
-    studio_swing: bool  # with an RGB prior, take the released code's luma of x0 instead of the full-range one
+    studio_swing: ClassVar[bool]  # with an RGB prior, take the released code's luma of x0, not the full-range one
+    steps: ClassVar[int]  # reverse steps, unless the user says otherwise
+    strength: ClassVar[float]  # share of the schedule that they span: 1 starts from noise, less from `guess` and noise
 
-    def start(self, sources: list[Tensor]) -> Any:
-        """The state before the first step; sources are luma in [-1, 1], (B, 1, H, W), all of one shape."""
+    def start(self, sources: list[Tensor], denoise: Denoiser | None = None) -> Any:
+        """The state before the first step; sources are luma in [-1, 1], (B, 1, H, W), all of one shape.
 
-    def rectify(self, x0: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """x0~ -> x0^ and the state for the next step; x0 as one source in shape and range."""
+        denoise: the prior as a denoiser, for a likelihood that cleans its sources with it.
+        """
+
+    def guess(self, state: Any) -> Tensor:
+        """A first f, (B, 1, H, W) in [-1, 1], for a strength below 1."""
+
+    def rectify(self, x0: Tensor, state: Any, sigma: float = 0.0) -> tuple[Tensor, Any]:
+        """x0~ -> x0^ and the state for the next step; x0 as one source in shape and range.
+
+        sigma: the diffusion's noise at this step, std over signal, data in [-1, 1].
+        """
 
 
 # ------------------------------------------------------------------------------------------- shared by the EM steps
@@ -98,14 +110,20 @@ class Paper:
     eta: float = 0.1
     psi: float = 0.5
     studio_swing: ClassVar[bool] = False
+    steps: ClassVar[int] = 100
+    strength: ClassVar[float] = 1.0
 
-    def start(self, sources: list[Tensor]) -> LaplaceState:
+    def start(self, sources: list[Tensor], denoise: Denoiser | None = None) -> LaplaceState:
         """Scales 1, u = 0. Raises InputError unless there are two sources, [infrared, visible]."""
         i, v = two_sources(sources, "paper")
         one, zero = i.new_ones(i.shape[0], 1, 1, 1), torch.zeros_like(i)
         return LaplaceState(i, v, gamma=one, rho=one, u=(zero, zero), spectrum=laplacian_spectrum(i))
 
-    def rectify(self, x0: Tensor, state: LaplaceState) -> tuple[Tensor, LaplaceState]:
+    def guess(self, state: LaplaceState) -> Tensor:
+        """The average of the sources."""
+        return (state.i + state.v) / 2
+
+    def rectify(self, x0: Tensor, state: LaplaceState, sigma: float = 0.0) -> tuple[Tensor, LaplaceState]:
         """One E-step, one M-step (paper, Sec. 3.3)."""
         y, x = state.i - state.v, x0 - state.v
         inv_m, gamma = self.e_step(y - x, state.gamma)
@@ -155,13 +173,19 @@ class Released:
     eta: float = 0.001  # called rho there
     psi: float = 0.5  # called lamb there
     studio_swing: ClassVar[bool] = True
+    steps: ClassVar[int] = 100
+    strength: ClassVar[float] = 1.0
 
-    def start(self, sources: list[Tensor]) -> LaplaceState:
+    def start(self, sources: list[Tensor], denoise: Denoiser | None = None) -> LaplaceState:
         """As `Paper.start`, with the roles of the sources exchanged."""
         infrared, visible = two_sources(sources, "released")
         return Paper(self.eta, self.psi).start([visible, infrared])
 
-    def rectify(self, x0: Tensor, state: LaplaceState) -> tuple[Tensor, LaplaceState]:
+    def guess(self, state: LaplaceState) -> Tensor:
+        """The average of the sources."""
+        return (state.i + state.v) / 2
+
+    def rectify(self, x0: Tensor, state: LaplaceState, sigma: float = 0.0) -> tuple[Tensor, LaplaceState]:
         """`gamma` and `rho` of the state are the code's tau_a and tau_b."""
         y, x = state.i - state.v, state.i - x0
         inv_m = (2 / state.gamma).sqrt() / x.abs().clamp_min(TINY)
@@ -178,4 +202,4 @@ class Released:
         return x + state.v, replace(state, gamma=gamma, rho=rho, u=(shrink * ux, shrink * uy))
 
 
-LIKELIHOODS: dict[str, Likelihood] = {"released": Released(), "paper": Paper()}
+LIKELIHOODS: dict[str, Likelihood] = {"salient": Salient(), "released": Released(), "paper": Paper()}

@@ -33,7 +33,7 @@ class FusionOutput(BaseOutput):
     Attributes:
         images: The fused pictures in [0, 1], in the colour of the sources: float32 (B, H, W) or (B, H, W, 3) for "np",
             a list of PIL images for "pil", a tensor (B, 1 or 3, H, W) for "pt".
-        samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], neither clipped nor stretched.
+        samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], not clipped or stretched.
     """
 
     images: np.ndarray | list[PIL.Image.Image] | Tensor
@@ -62,13 +62,36 @@ class DDFMPipeline(DiffusionPipeline):
         """The prior's x0 for (B, C, H, W) in [-1, 1] at integer time step t, any size; float32, not clipped."""
         return denoise(self.unet, self.scheduler, x_t, int(t))
 
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the run in progress, for a callback that shows it."""
+        return self._num_timesteps
+
+    @property
+    def _sigmas(self) -> Tensor:
+        """Noise over signal at each t, data in [-1, 1]: (1000,)."""
+        a = self.scheduler.alphas_cumprod
+        return ((1 - a) / a).sqrt()
+
+    def _noised(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
+        """A sample of q(f_t | f_0)."""
+        a = self.scheduler.alphas_cumprod[t].item()
+        return a**0.5 * x0 + (1 - a) ** 0.5 * noise
+
+    def _clean(self, y: Tensor, sigma: float) -> Tensor:
+        """The prior as a denoiser: E[clean | y] for luma (B, 1, H, W) in [-1, 1] with white noise of std sigma."""
+        t = int((self._sigmas - sigma).abs().argmin())
+        x = y.expand(-1, image_channels(self.unet), -1, -1)
+        return prior_split(self.denoise(self._noised(x, torch.zeros_like(x), t), t))[0]
+
     @torch.no_grad()
     def __call__(
         self,
         sources: Sequence[Any],
-        likelihood: str | Likelihood = "released",
+        likelihood: str | Likelihood = "salient",
         sampler: Sampler = "ddim",
-        num_inference_steps: int = 100,
+        num_inference_steps: int | None = None,
+        strength: float | None = None,
         latents: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         contrast: Contrast = "keep",
@@ -82,9 +105,12 @@ class DDFMPipeline(DiffusionPipeline):
             sources: One entry a sensor, [infrared, visible] or [MRI, PET]: a picture, or a list of B pictures for a
                 batch. A picture is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
                 a path; all of one size, 16 x 16 or more.
-            likelihood: A name in `LIKELIHOODS`, or an object such as `Paper(eta=1.0)`.
+            likelihood: "salient" (ours), "paper" (Algorithm 1 as printed), "released" (the released code to the
+                letter), or an object such as `Paper(eta=1.0)`.
             sampler: "ddim" (deterministic, eta 0), "ddpm" (ancestral, the paper's), "dpm++" (second order).
-            num_inference_steps: Reverse steps, each one evaluation of the network.
+            num_inference_steps: Reverse steps, each one evaluation of the network; None for the likelihood's own.
+            strength: Share of the noise schedule that the steps span, in (0, 1]; 1 starts from pure noise, less from
+                the likelihood's first guess with noise added. None for the likelihood's own.
             latents: The noise to start from, (B, C, H, W); drawn with `generator` if None.
             generator: For reproducible noise; a list of B makes each picture independent of its batch.
             contrast: "keep", or "minmax" to stretch each fused luma to [0, 1] as the released code does on saving.
@@ -106,7 +132,10 @@ class DDFMPipeline(DiffusionPipeline):
         _check(pictures)
         observed = [_to_luma(batch).to(self.device) for batch in pictures]
         model = _named(likelihood, LIKELIHOODS, "likelihood") if isinstance(likelihood, str) else likelihood
-        scheduler = _step_scheduler(self.scheduler, sampler, num_inference_steps)
+        strength = model.strength if strength is None else strength
+        scheduler = _step_scheduler(
+            self.scheduler, sampler, model.steps if num_inference_steps is None else num_inference_steps, strength
+        )
 
         size = observed[0].shape[-2:]
         shape = (len(pictures[0]), image_channels(self.unet), *size)
@@ -114,13 +143,16 @@ class DDFMPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator, self.device)
         elif latents.shape != shape:
             raise InputError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
-        f_t = latents.to(self.device, torch.float32)
+        noise = latents.to(self.device, torch.float32)
+        timesteps = scheduler.timesteps.tolist()
+        self._num_timesteps = len(timesteps)
 
-        state = model.start(observed)
-        for i, t in enumerate(self.progress_bar(scheduler.timesteps.tolist())):
+        state = model.start(observed, self._clean)
+        f_t = noise if strength == 1 else self._noised(model.guess(state).expand(shape), noise, timesteps[0])
+        for i, t in enumerate(self.progress_bar(timesteps)):
             x0 = self.denoise(f_t, t).clamp(-1, 1)  # the prior's guess, E[f0 | f_t]
             y0, chroma = prior_split(x0, model.studio_swing)
-            y0, state = model.rectify(y0, state)  # one EM step towards the sources
+            y0, state = model.rectify(y0, state, self._sigmas[t].item())  # one EM step towards the sources
             x0 = prior_join(y0, chroma, model.studio_swing)
             f_t = scheduler.step(x0, t, f_t, generator=generator).prev_sample  # f_t -> f_{t-1}
             if callback_on_step_end is not None:
@@ -159,14 +191,19 @@ def _to_luma(batch: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack([luma(picture) for picture in batch])).unsqueeze(1) * 2 - 1
 
 
-def _step_scheduler(trained: DDPMScheduler, sampler: str, steps: int) -> DDPMScheduler | DPMSolverMultistepScheduler:
+def _step_scheduler(
+    trained: DDPMScheduler, sampler: str, steps: int, strength: float
+) -> DDPMScheduler | DPMSolverMultistepScheduler:
     """The scheduler that steps with a given x0 (`prediction_type="sample"`) on the prior's own noise schedule.
 
-    Time steps are evenly spaced from the last to 0, both included, as in the released code. `solver_order=1` with
-    them is its DDIM; diffusers' DDIMScheduler is not: it takes t - 1000 // steps for the previous step.
+    Time steps are evenly spaced from the last (times strength) to 0, both included, as in the released code.
+    `solver_order=1` with them is its DDIM; diffusers' DDIMScheduler is not: it takes t - 1000 // steps for the previous step.
     """
-    if steps < 1 or steps > len(trained.betas):
-        raise InputError(f"the number of steps is between 1 and {len(trained.betas)}, not {steps}")
+    if not 0 < strength <= 1:
+        raise InputError(f"strength is above 0 and at most 1, not {strength}")
+    last = round(strength * (len(trained.betas) - 1))
+    if not 1 <= steps <= last + 1:
+        raise InputError(f"the number of steps is between 1 and {last + 1}, not {steps}")
     betas = trained.betas.numpy()
     make: dict[str, Callable[[], DDPMScheduler | DPMSolverMultistepScheduler]] = {
         "ddim": lambda: DPMSolverMultistepScheduler(
@@ -178,9 +215,8 @@ def _step_scheduler(trained: DDPMScheduler, sampler: str, steps: int) -> DDPMSch
         "ddpm": lambda: DDPMScheduler(trained_betas=betas, prediction_type="sample", clip_sample=False),
     }
     scheduler = _named(sampler, make, "sampler")()
-    last = len(betas) - 1
     scheduler.set_timesteps(
-        timesteps=[round(k * last / max(steps - 1, 1)) for k in range(steps)][::-1] if steps > 1 else [last]
+        timesteps=[round(k * last / (steps - 1)) for k in reversed(range(steps))] if steps > 1 else [last]
     )
     return scheduler
 
@@ -225,7 +261,7 @@ def fuse(
     """Fuse registered pictures; the prior is loaded once and kept for the next call.
 
     Args:
-        infrared: The first source (infrared, MRI, ...): a path, array, tensor or PIL image, see `DDFMPipeline.__call__`.
+        infrared: The first source (infrared, MRI, ...): path, array, tensor or PIL image, see `DDFMPipeline.__call__`.
         visible: The second source (visible, CT, PET, SPECT, ...).
         others: Further sources, for a likelihood that takes them.
         prior: As in `load_prior`.

@@ -1,0 +1,359 @@
+"""The command line. Thin: every option is a parameter of a function elsewhere."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from . import __version__
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluation
+    from .pipeline import DDFMPipeline
+
+app = typer.Typer(
+    help="Fuse registered images of several sensors by posterior sampling with a diffusion prior (DDFM).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+prior_app = typer.Typer(
+    help="The image prior: look at it, fetch the paper's, train the embedded one.", no_args_is_help=True
+)
+app.add_typer(prior_app, name="prior")
+out, err = Console(), Console(stderr=True)
+
+Prior = Annotated[str, typer.Option(help="embedded, openai-256, a .pt file, a diffusers folder or hub id.")]
+Likelihood = Annotated[str, typer.Option(help="salient (ours), paper (as printed) or released (the authors' code).")]
+Sampler = Annotated[str, typer.Option(help="ddim, ddpm (ancestral) or dpm++ (second order).")]
+Steps = Annotated[int | None, typer.Option(help="Reverse steps; the likelihood's own number if not given.")]
+Seed = Annotated[int, typer.Option(help="Of the noise; the same seed gives the same picture.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA is taken where there is one.")]
+Contrast = Annotated[str, typer.Option(help="keep, or minmax to stretch the result to the full range.")]
+Colour = Annotated[str, typer.Option(help="Whose colour: auto, grey, first or second.")]
+Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
+Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source pictures; once for each sensor.")]
+Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
+Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs, m3fd, roadscene, tno or harvard.")]
+Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write everything here.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report here.")]
+PerImage = Annotated[bool, typer.Option("--per-image", help="A row an image too.")]
+
+
+def main() -> None:
+    """The console script: one sentence and exit 2 for bad input, 130 for Ctrl-C."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            err.print(f"[bold red]error:[/] {_plain(error.format_message())} (see ddfm --help)", soft_wrap=True)
+            sys.exit(2)
+        raise
+
+
+def _plain(text: object) -> str:
+    """Without rich's markup: file names may hold brackets."""
+    return str(text).replace("[", "\\[")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"ddfm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=err, transient=True)
+
+
+def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
+    with err.status("loading the prior"):
+        import torch
+
+        from .pipeline import DDFMPipeline
+
+        pipe = DDFMPipeline.from_prior(prior, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _run(pipe: "DDFMPipeline", sources: list[Any], seed: int, label: str, **options: Any) -> Any:
+    """One fusion with a progress bar over its steps; the picture as an array."""
+    import torch
+
+    with _progress() as bar:
+        task = bar.add_task(label, total=None)
+
+        def step(pipe: "DDFMPipeline", i: int, t: int, values: dict[str, Any]) -> dict[str, Any]:
+            bar.update(task, total=pipe.num_timesteps, completed=i + 1)
+            return {}
+
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(sources, generator=generator, callback_on_step_end=step, **options).images[0]
+
+
+@app.command()
+def fuse(
+    sources: Annotated[list[Path], typer.Argument(help="Registered pictures: INFRARED VISIBLE, or MRI PET, ...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The fused picture: .png, .jpg, .bmp or .tif.")],
+    prior: Prior = "embedded",
+    likelihood: Likelihood = "salient",
+    sampler: Sampler = "ddim",
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = None,
+    contrast: Contrast = "keep",
+    colour: Colour = "auto",
+    depth: Annotated[str, typer.Option(help="Bits of the result: same (as the deepest source), 8 or 16.")] = "same",
+    align: Annotated[
+        bool, typer.Option("--align", help="Estimate and undo an affine misalignment of the others.")
+    ] = False,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="Stretch raw counts (14 bit thermal) robustly.")
+    ] = False,
+) -> None:
+    """Fuse registered pictures of one scene into one."""
+    from . import images
+
+    if depth not in ("same", "8", "16"):
+        raise InputError(f"--depth is same, 8 or 16, not {depth}.")
+    images.check_target(output, 16 if depth == "16" else 8)
+    read = [images.read(path, normalise) for path in sources]
+    pixels = [image.pixels for image in read]
+    deep = output.suffix.lower() in (".png", ".tif", ".tiff") and max(image.bits for image in read) > 8
+    bits = int(depth) if depth != "same" else 16 if deep else 8
+    if align:
+        from .align import align as estimate
+        from .align import warp
+
+        for k, moving in enumerate(pixels[1:], start=1):
+            alignment = estimate(moving, pixels[0])
+            err.print(_plain(alignment.sentence), highlight=False)
+            pixels[k] = warp(moving, alignment)
+    pipe = _pipeline(prior, device)
+    fused = _run(
+        pipe,
+        pixels,
+        seed,
+        "fusing",
+        likelihood=likelihood,
+        sampler=sampler,
+        num_inference_steps=steps,
+        contrast=contrast,
+        colour=colour,
+    )
+    images.write(output, fused, bits, like=next((image for image in read if image.pixels.ndim == 3), read[0]))
+    out.print(_plain(output), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("demo"),
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Make a night street and a head phantom, fuse both pairs, and show the results side by side."""
+    from . import images
+    from .baselines import average
+    from .colour import fused_colour, luma
+    from .demo import save_scenes, side_by_side
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with err.status("drawing the scenes"):
+        scenes = save_scenes(folder)
+    pipe = _pipeline("embedded", device)
+    for name, labels in (("night_street", ("infrared", "visible")), ("head_pet", ("MRI", "PET"))):
+        pair = [images.read(path).pixels for path in scenes[name]]
+        fused = _run(pipe, list(pair), seed, name)
+        images.write(folder / f"{name}_fused.png", fused)
+        plain = fused_colour(average([luma(picture) for picture in pair]), pair)
+        panels = side_by_side([*pair, plain, fused], [*labels, "average", "ddfm"])
+        images.write(folder / f"{name}_side_by_side.png", panels)
+        for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
+            out.print(_plain(path), highlight=False, soft_wrap=True)
+
+
+def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html: Path | None, per_image: bool) -> None:
+    out.print(evaluation.to_rich(per_image))
+    for note in evaluation.baseline_notes():
+        out.print(_plain(note), highlight=False)
+    for stem in evaluation.unmatched:
+        err.print(f"unmatched: {_plain(stem)}", highlight=False)
+    if csv:
+        evaluation.to_csv(csv, per_image)
+    if json:
+        evaluation.to_json(json)
+    if html:
+        from .report import write_html
+
+        write_html(evaluation, html)
+
+
+def _names(metrics: str | None) -> list[str] | None:
+    return [name.strip() for name in metrics.split(",")] if metrics else None
+
+
+@app.command()
+def evaluate(
+    fused: Annotated[list[str], typer.Option("--fused", help="DIR or NAME=DIR; once for each method.")],
+    sources: Sources,
+    convention: Convention = "ddfm",
+    metrics: Metrics = None,
+    published: Published = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Measure average, maximum and pyramid too.")] = False,
+    per_image: PerImage = False,
+    csv: Csv = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """Measure folders of fused pictures against their sources."""
+    from .evaluate import evaluate_folders
+
+    named = [text.partition("=") if "=" in text else (Path(text).name, "=", text) for text in fused]
+    methods = {name: Path(folder) for name, _, folder in named}
+    if len(methods) < len(named):
+        raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
+    with _progress() as bar:
+        task = bar.add_task("measuring", total=None)
+        evaluation = evaluate_folders(
+            methods,
+            sources,
+            convention,  # type: ignore[arg-type]  # checked there
+            _names(metrics),
+            lambda done, total: bar.update(task, completed=done, total=total),
+            published,
+            baselines,
+        )
+    _report(evaluation, csv, json, html, per_image)
+
+
+@app.command()
+def bench(
+    sources: Sources,
+    likelihood: Annotated[list[str], typer.Option(help="salient, paper, released; may be given more than once.")] = [  # noqa: B006
+        "salient"
+    ],
+    prior: Prior = "embedded",
+    sampler: Sampler = "ddim",
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = None,
+    contrast: Contrast = "keep",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused pictures here.")] = None,
+    convention: Convention = "ddfm",
+    metrics: Metrics = None,
+    published: Published = None,
+    per_image: PerImage = False,
+    csv: Csv = None,
+    json: Json = None,
+    html: Html = None,
+) -> None:
+    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
+    import torch
+
+    from .evaluate import bench as run_bench
+
+    pipe = _pipeline(prior, device)
+
+    def method(name: str) -> Any:
+        return lambda pictures: pipe(
+            pictures,
+            likelihood=name,
+            sampler=sampler,
+            num_inference_steps=steps,
+            contrast=contrast,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+
+    with _progress() as bar:
+        task = bar.add_task("fusing and measuring", total=None)
+        evaluation = run_bench(
+            sources,
+            {name: method(name) for name in likelihood},
+            output,
+            convention,  # type: ignore[arg-type]  # checked there
+            _names(metrics),
+            lambda done, total: bar.update(task, completed=done, total=total),
+            published,
+        )
+    _report(evaluation, csv, json, html, per_image)
+
+
+@prior_app.command("info")
+def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded") -> None:
+    """What a prior is: parameters, channels, what it predicts, and its model card if it has one."""
+    from .prior import EMBEDDED, image_channels, load_prior, size_multiple
+
+    prior = load_prior(source)
+    parameters = sum(p.numel() for p in prior.unet.parameters())
+    out.print(f"{_plain(source)}: {type(prior.unet).__name__}, {parameters:,} parameters", highlight=False)
+    out.print(
+        f"channels {image_channels(prior.unet)}, any size (padded to multiples of {size_multiple(prior.unet)}), "
+        f"predicts {prior.scheduler.config['prediction_type']}, {len(prior.scheduler.betas)} steps",
+        highlight=False,
+    )
+    card = EMBEDDED / "MODEL_CARD.md"
+    if source == "embedded" and card.exists():
+        from rich.markdown import Markdown
+
+        out.print(Markdown(card.read_text(encoding="utf-8")))
+
+
+@prior_app.command("pull")
+def prior_pull(
+    name: Annotated[str, typer.Argument(help="openai-256, the paper's prior (2.2 GB).")] = "openai-256",
+) -> None:
+    """Fetch a published prior into the local cache: resumed if interrupted, verified, converted once."""
+    from .download import pull
+
+    out.print(_plain(pull(name)), highlight=False, soft_wrap=True)
+
+
+@prior_app.command("train")
+def prior_train(
+    data: Annotated[Path, typer.Argument(help="A folder of folders of pictures.")],
+    run: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; an existing one is gone on with.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 8000,
+    device: Device = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
+) -> None:
+    """Train the embedded prior, or go on with a run."""
+    import torch
+
+    from .train import Recipe, train
+
+    if threads:
+        torch.set_num_threads(threads)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    out.print(_plain(train(data, run, Recipe(steps=steps), device=device)), highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The default likelihood: salient intensities superposed, the strongest gradients kept, noise removed at its source.
+
+docs/likelihood.md derives it and gives the figures that decided. In short, for N >= 2 sources s_k and the fused f, all
+in [0, 1] here,
+
+    f - b ~ Laplace(gamma)         b: what the sources show together (`superposition`)
+    grad f - g ~ Laplace(rho)      g: the gradient of the locally strongest source (`strongest_gradient`)
+
+with Gaussian scale mixtures for the two Laplace laws and half-quadratic splitting in the M-step, as in the paper, whose
+own model is the case b in {i, v}, g = 0. Sums and products over sources are symmetric: their order does not matter.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, float], Tensor]  # (x in [-1, 1], std of its noise in that range) -> E[clean | x]
+
+NOISE_FLOOR = 2 / 255  # sources with less noise than this are taken as they are: quantisation and JPEG are about this
+
+
+# ------------------------------------------------------------------------------------ Neumann boundaries: no wrapping
+
+
+def gradient(k: Tensor) -> tuple[Tensor, Tensor]:
+    """Forward differences along W and H; zero across the border."""
+    return F.pad(k[..., :, 1:] - k[..., :, :-1], (0, 1)), F.pad(k[..., 1:, :] - k[..., :-1, :], (0, 0, 0, 1))
+
+
+def gradient_adjoint(u: tuple[Tensor, Tensor]) -> Tensor:
+    """The adjoint of `gradient`: minus the divergence."""
+    ux, uy = u[0][..., :, :-1], u[1][..., :-1, :]
+    return F.pad(ux, (1, 0)) - F.pad(ux, (0, 1)) + F.pad(uy, (0, 0, 1, 0)) - F.pad(uy, (0, 0, 0, 1))
+
+
+def _phase(n: int, device: torch.device) -> Tensor:
+    return torch.exp(-0.5j * torch.pi / n * torch.arange(n, device=device))
+
+
+def dct(x: Tensor) -> Tensor:
+    """DCT-II along the last dimension, by one FFT of the same length (Makhoul, 1980)."""
+    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
+    return 2 * (torch.fft.fft(v) * _phase(x.shape[-1], x.device)).real
+
+
+def idct(c: Tensor) -> Tensor:
+    """The inverse of `dct`."""
+    n = c.shape[-1]
+    mirrored = F.pad(c.flip(-1)[..., :-1], (1, 0))
+    v = torch.fft.ifft(torch.complex(c, -mirrored) * _phase(n, c.device).conj()).real / 2
+    x = torch.empty_like(c)
+    x[..., ::2], x[..., 1::2] = v[..., : (n + 1) // 2], v.flip(-1)[..., : n // 2]
+    return x
+
+
+def laplacian_spectrum(like: Tensor) -> Tensor:
+    """Eigenvalues of grad^T grad for `dct` along both dimensions, (H, W)."""
+    h, w = like.shape[-2:]
+    wy = torch.arange(h, device=like.device) * (torch.pi / h)
+    wx = torch.arange(w, device=like.device) * (torch.pi / w)
+    return (2 - 2 * wy.cos())[:, None] + (2 - 2 * wx.cos())[None, :]
+
+
+def screened_poisson(x: Tensor, u: tuple[Tensor, Tensor], spectrum: Tensor, kappa: float) -> Tensor:
+    """argmin_k |k - x|^2 + kappa |grad k - u|^2, exactly."""
+    rhs = dct(dct(x + kappa * gradient_adjoint(u)).mT).mT
+    return idct(idct((rhs / (1 + kappa * spectrum)).mT).mT)
+
+
+# ------------------------------------------------------------------------------------------- what the sources show
+
+
+def smooth(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, C, H, W) with mirrored borders; a wide one on a coarser grid, for next to nothing."""
+    h, w = x.shape[-2:]
+    factor = max(1, min(int(sigma / 2.5), h // 4, w // 4))
+    coarse = F.interpolate(x, size=(-(-h // factor), -(-w // factor)), mode="area") if factor > 1 else x
+    sigma = sigma / factor
+    for dim in (-1, -2):
+        size = coarse.shape[dim]
+        radius = min(int(3 * sigma + 0.5), size - 1)
+        at = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+        kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
+        kernel = kernel.unsqueeze(2) if dim == -1 else kernel.unsqueeze(3)
+        border = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)
+        coarse = F.conv2d(F.pad(coarse, border, mode="reflect"), kernel, groups=x.shape[1])
+    return F.interpolate(coarse, size=(h, w), mode="bilinear") if factor > 1 else coarse
+
+
+def noise_std(s: Tensor) -> Tensor:
+    """Standard deviation of the white noise in each picture: (B, 1, H, W) in [0, 1] -> (B, 1, 1, 1).
+
+    Median absolute value of the finest diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994), per block of
+    32 x 32 pixels and then the lower quartile over blocks, so that texture is not taken for noise. Coefficients that
+    touch the ends of the range count for nothing: there noise is clipped away.
+    """
+    h, w = (extent // 2 * 2 for extent in s.shape[-2:])
+    a, b, c, d = s[..., :h:2, :w:2], s[..., :h:2, 1:w:2], s[..., 1:h:2, :w:2], s[..., 1:h:2, 1:w:2]
+    detail = ((a - b - c + d) / 2).abs()
+    mean = (a + b + c + d) / 4
+    detail[(mean < 0.1) | (mean > 0.9)] = torch.nan
+    size = 16
+    detail = F.pad(detail, (0, -detail.shape[-1] % size, 0, -detail.shape[-2] % size), value=torch.nan)
+    blocks = F.unfold(detail, size, stride=size)  # (B, 256, blocks)
+    few = blocks.isnan().float().mean(dim=1) > 0.5
+    level = blocks.nanmedian(dim=1).values / 0.6745
+    level[few] = torch.nan
+    return level.nanquantile(0.25, dim=1).nan_to_num(0.0).view(-1, 1, 1, 1)
+
+
+def superposition(sources: list[Tensor], scale: float = 10.0, edge_scale: float = 30.0, flat: float = 1e-5) -> Tensor:
+    """b: the intensity that the sources show together, (B, 1, H, W) in [0, 1].
+
+        b = c + sum_k w_k (s_k - c_k) / n_k
+
+    c_k is the source's background level (its median) and c their mean; w_k in (0, 1] its share of the strongest
+    source's local energy, with edges where the source has them; n_k = 1 + sum_{j != k} w_j corr+(s_j, s_k) counts how
+    many sources see the same thing there. So what only one source sees enters whole, what all see enters once (equal
+    sources give b = s), and a source with nothing to show enters not at all. The result is kept between
+    max(0, 1 - sum (1 - s_k)) and min(1, sum s_k): black where all are black, white where all are white.
+    """
+    backgrounds = [s.flatten(1).median(dim=1).values.view(-1, 1, 1, 1) for s in sources]
+    details = [s - smooth(s, scale) for s in sources]
+    energies = [smooth(detail.square(), scale) + flat for detail in details]
+    strongest = torch.stack(energies).amax(dim=0)
+    weights = [snapped(e / strongest, s, edge_scale) for e, s in zip(energies, sources, strict=True)]
+
+    b = sum(backgrounds) / len(sources)
+    for k, source in enumerate(sources):
+        seen_by = torch.ones_like(source)
+        for j in range(len(sources)):
+            if j != k:
+                covariance = smooth(details[j] * details[k], scale) + flat
+                seen_by = seen_by + weights[j] * (covariance / (energies[j] * energies[k]).sqrt()).clamp(0, 1)
+        b = b + weights[k] * (source - backgrounds[k]) / seen_by
+    return within_bounds(b, sources)
+
+
+def snapped(weight: Tensor, guide: Tensor, sigma: float, flat: float = 1e-4) -> Tensor:
+    """The guided filter (He et al., 2013) with a Gaussian window: `weight` smoothed, its edges those of `guide`."""
+    mean_g, mean_w = smooth(guide, sigma), smooth(weight, sigma)
+    variance = smooth(guide * guide, sigma) - mean_g.square()
+    slope = (smooth(guide * weight, sigma) - mean_g * mean_w) / (variance.clamp_min(0) + flat)
+    offset = mean_w - slope * mean_g
+    return (smooth(slope, sigma) * guide + smooth(offset, sigma)).clamp(0, 1)
+
+
+def within_bounds(f: Tensor, sources: list[Tensor]) -> Tensor:
+    """f between max(0, 1 - sum (1 - s_k)) and min(1, sum s_k)."""
+    total = sum(sources)
+    low, high = (total - (len(sources) - 1)).clamp_min(0), total.clamp_max(1)
+    return torch.minimum(torch.maximum(f, low), high)
+
+
+def strongest_gradient(sources: list[Tensor], scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """g: the gradient of the locally strongest source, chosen softly on energies smoothed over `scale` pixels."""
+    gradients = [gradient(s) for s in sources]
+    energy = torch.stack([smooth(gx.square() + gy.square(), scale).square() + 1e-16 for gx, gy in gradients])
+    share = energy / energy.sum(dim=0)
+    gx = sum(w * g[0] for w, g in zip(share, gradients, strict=True))
+    gy = sum(w * g[1] for w, g in zip(share, gradients, strict=True))
+    return gx, gy
+
+
+# ------------------------------------------------------------------------------------------------------ the EM step
+
+
+@dataclass(frozen=True)
+class SalientState:
+    """What one EM step hands to the next; everything in [0, 1]."""
+
+    sources: list[Tensor]  # denoised
+    b: Tensor
+    g: tuple[Tensor, Tensor]
+    u: tuple[Tensor, Tensor]  # ~ grad k
+    noise: Tensor  # std of the sources' noise, the largest, (B, 1, 1, 1)
+    spectrum: Tensor
+
+
+@dataclass(frozen=True)
+class Salient:
+    """Salient intensities superposed, the strongest gradients kept; any number of sources, none of them special.
+
+    Units are [0, 1]. intensity and gradient weigh the two Laplace terms; residuals below `tolerance` count as noise
+    (the Laplace law is rounded there, which also bounds the E-step's weights); eta ties f to k, kappa is how much more
+    the splitting trusts gradients than intensities; prior_weight scales the prior's pull on f.
+    """
+
+    intensity: float = 4.5
+    gradient: float = 4500.0
+    tolerance: float = 0.02
+    eta: float = 1000.0
+    kappa: float = 10.0
+    prior_weight: float = 1.0
+    denoise_sources: bool = True
+    studio_swing: ClassVar[bool] = False
+    steps: ClassVar[int] = 6
+    strength: ClassVar[float] = 0.25
+
+    def start(self, sources: list[Tensor], denoise: Denoiser | None = None) -> SalientState:
+        """Noise is measured and, by the prior itself, removed in each source; then b and g are fixed."""
+        noise = [noise_std((s + 1) / 2) for s in sources]
+        clean = [self._clean(s, n, denoise) for s, n in zip(sources, noise, strict=True)]
+        b, g = superposition(clean), strongest_gradient(clean)
+        return SalientState(clean, b, g, g, torch.stack(noise).amax(dim=0), laplacian_spectrum(b))
+
+    def _clean(self, source: Tensor, noise: Tensor, denoise: Denoiser | None) -> Tensor:
+        """[-1, 1] to [0, 1], noisy pictures to the prior's E[clean | noisy]."""
+        out = (source + 1) / 2
+        for k, level in enumerate(noise.flatten().tolist()):
+            if self.denoise_sources and denoise is not None and level > NOISE_FLOOR:
+                out[k] = ((denoise(source[k : k + 1], 2 * level)[0] + 1) / 2).clamp(0, 1)
+        return out
+
+    def guess(self, state: SalientState) -> Tensor:
+        """A first f, in [-1, 1]: intensities and gradients in least squares, no prior."""
+        return 2 * within_bounds(screened_poisson(state.b, state.g, state.spectrum, 200.0), state.sources) - 1
+
+    def rectify(self, x0: Tensor, state: SalientState, sigma: float = 0.0) -> tuple[Tensor, SalientState]:
+        """One E-step and one M-step at diffusion noise `sigma` (std over signal, data in [-1, 1])."""
+        f = (x0 + 1) / 2
+        k = screened_poisson(f, state.u, state.spectrum, self.kappa)
+        dk = gradient(k)
+        inv_m = self.intensity * self.e_step(k - state.b)
+        inv_n = [self.gradient * self.e_step(d - g) for d, g in zip(dk, state.g, strict=True)]
+        tie = self.eta * self.kappa
+        ux, uy = ((2 * w * g + tie * d) / (2 * w + tie) for w, g, d in zip(inv_n, state.g, dk, strict=True))
+        data = (2 * inv_m * state.b + self.eta * k) / (2 * inv_m + self.eta)
+        noise = (state.noise.square() - NOISE_FLOOR**2).clamp_min(0)  # a variance
+        pull = self.prior_weight * noise * (2 / max(sigma, 1e-2)) ** 2
+        f_new = within_bounds((data + pull * f) / (1 + pull), state.sources)
+        return 2 * f_new - 1, replace(state, u=(ux, uy))
+
+    def e_step(self, residual: Tensor) -> Tensor:
+        """E[1/m] of the scale mixture, up to the Laplace scale: 1 / |r|, rounded below the tolerance."""
+        return (residual.square() + self.tolerance**2).rsqrt()
