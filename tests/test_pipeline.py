@@ -50,9 +50,14 @@ class Ignore:
     """A likelihood that leaves the prior's guess as it is: the unconditional chain."""
 
     studio_swing = False
+    steps = 5
+    strength = 1.0
 
     def start(self, sources, *args, **kwargs):
         return None
+
+    def guess(self, state):
+        return state
 
     def rectify(self, x0, state, *args, **kwargs):
         return x0, state
@@ -159,11 +164,37 @@ def test_time_steps_are_even_from_the_last_to_zero(tiny_prior, pair, sampler):
     seen = []
     tiny_prior(
         pair,
-        sampler=sampler,
+        "paper",
+        sampler,
         num_inference_steps=7,
         callback_on_step_end=lambda pipe, i, t, tensors: seen.append((i, t)),
     )
     assert seen == list(enumerate([999, 832, 666, 500, 333, 166, 0]))
+
+
+def test_strength_below_one_starts_from_the_noised_guess(pair):
+    seen = []
+
+    def looking(x, t):
+        seen.append((t, x))
+        return bent(x, t)
+
+    latents = noise(1, 1, 32, 44)
+    sources = [picture[:32, :44] for picture in pair]  # a size that needs no padding
+    known_pipe(looking)(sources, Halfway(), num_inference_steps=3, strength=0.4, latents=latents)
+    assert [t for t, _ in seen] == [400, 200, 0]
+    a = ALPHAS_CUMPROD[400]
+    guess = torch.tensor(sum(s / 127.5 - 1 for s in sources) / 2)
+    torch.testing.assert_close(seen[0][1][0, 0], (math.sqrt(a) * guess + math.sqrt(1 - a) * latents[0, 0]).float())
+
+
+def test_steps_and_strength_are_the_likelihoods_unless_given(tiny_prior, pair):
+    class Short(Halfway):
+        steps, strength = 3, 0.5
+
+    times = []
+    tiny_prior(pair, Short(), callback_on_step_end=lambda pipe, i, t, tensors: times.append(t))
+    assert times == [500, 250, 0]
 
 
 MU, S = 0.1, 0.2  # a prior N(MU, S^2) in every pixel, for which E[x0 | x_t] is a line
@@ -253,7 +284,7 @@ def test_sources_are_not_changed(tiny_prior, colour_pair):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++"])
-@pytest.mark.parametrize("likelihood", ["released", "paper"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_batch_equals_its_pictures_alone(tiny_prior, sampler, likelihood):
     infrared, visible = ([made_picture(24, 30, seed=10 * k + j) for j in range(3)] for k in (1, 2))
     options = {"likelihood": likelihood, "sampler": sampler, "num_inference_steps": 8}
@@ -401,7 +432,7 @@ def bad_calls():
     return {
         "no source": ([], {}),
         "one source": ([good], {}),
-        "three sources for a pair": ([good, good, good], {}),
+        "three sources for a pair": ([good, good, good], {"likelihood": "paper"}),
         "sizes that differ": ([good, made_picture(20, 25)], {}),
         "sizes that differ within a sensor": ([[good, made_picture(20, 25)], [good, good]], {}),
         "batches that differ": ([[good, good], [good]], {}),
@@ -416,6 +447,9 @@ def bad_calls():
         "latents of other channels": ([good, good], {"latents": torch.zeros(1, 3, 20, 24)}),
         "no step": ([good, good], {"num_inference_steps": 0}),
         "too many steps": ([good, good], {"num_inference_steps": 1001}),
+        "no strength": ([good, good], {"strength": 0.0}),
+        "too much strength": ([good, good], {"strength": 1.5}),
+        "more steps than the strength spans": ([good, good], {"strength": 0.1, "num_inference_steps": 102}),
         "unknown likelihood": ([good, good], {"likelihood": "nobody's"}),
         "unknown sampler": ([good, good], {"sampler": "euler"}),
         "unknown contrast": ([good, good], {"contrast": "high"}),
