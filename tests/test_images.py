@@ -422,6 +422,8 @@ def test_where_nothing_can_be_written(tmp_path):
         with pytest.raises(InputError, match=word) as error:
             images.write(target, picture((4, 4)), bits)
         sentence(error)
+        with pytest.raises(InputError, match=word):  # known before the long work, too
+            images.check_target(target, bits)
     (tmp_path / "d.png").mkdir()
     with pytest.raises(InputError, match="folder"):
         images.write(tmp_path / "d.png", picture((4, 4)))

@@ -129,9 +129,7 @@ def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
             raise InputError(
                 f"Cannot write {name} with {bits} bits: {suffix} holds {allowed}; use .png or .tif instead."
             )
-    folder = os.path.dirname(os.path.realpath(path))
-    if not os.path.isdir(folder):
-        raise InputError(f"Cannot write {name}: its folder does not exist; make it first.")
+    _target(path)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -141,14 +139,9 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     removed on any failure, an interrupt included. A link is followed, a read-only file respected. Raises
     InputError.
     """
-    name = quoted(path)
+    target = _target(path)
+    part = os.path.join(os.path.dirname(target), f".ddfm-{secrets.token_hex(8)}.part")
     try:
-        target = os.path.realpath(path)
-        if os.path.isdir(target):
-            raise InputError(f"Cannot write {name}: it is a folder; give the name of a file.")
-        if os.path.exists(target) and not os.access(target, os.W_OK):
-            raise InputError(f"Cannot write {name}: the file is read-only; choose another name or make it writable.")
-        part = os.path.join(os.path.dirname(target), f".ddfm-{secrets.token_hex(8)}.part")
         try:
             with open(part, "xb") as file:
                 file.write(data)
@@ -160,11 +153,26 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
                 os.unlink(part)
             raise
     except OSError as error:
-        raise InputError(f"Cannot write {name}: {_reason(error)}.") from error
+        raise InputError(f"Cannot write {quoted(path)}: {_reason(error)}.") from error
+
+
+def _target(path: str | os.PathLike[str]) -> str:
+    """The file behind all links that a path means. Raises InputError where it cannot be written."""
+    name = quoted(path)
+    try:
+        target = os.path.realpath(path)
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"Cannot write {name}: that is not a possible file name.") from error
+    folder = os.path.dirname(target)
+    if os.path.isdir(target):
+        raise InputError(f"Cannot write {name}: it is a folder; give the name of a file.")
+    if os.path.exists(target) and not os.access(target, os.W_OK):
+        raise InputError(f"Cannot write {name}: the file is read-only; choose another name or make it writable.")
+    if not os.path.isdir(folder):
+        raise InputError(f"Cannot write {name}: its folder does not exist; make it first.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"Cannot write {name}: permission is denied; check who may use its folder.")
+    return target
 
 
 def as_pixels(x: Any) -> np.ndarray:
