@@ -3,15 +3,25 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import psutil
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from .errors import InputError
+from .tiling import OVERLAP, blend, mirror
 from .unet import UnshuffleUNet2DModel
 
+Tile = int | Literal["auto"] | None
+
 EMBEDDED = Path(__file__).parent / "weights"
+SMALL = 2**31  # bytes: a picture that the network takes in less is never tiled, whatever the machine is busy with
+TILES = (1024, 512, 256)  # pixels a side, for "auto"
+MOST_TOGETHER = 8  # tiles to a call: more do not make it faster
+PLANES = 24  # the network's memory a pixel, in planes of its first level: 15 to 23 were measured
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ def load_prior(source: str | Path = "embedded", device: str | torch.device | Non
         folder = cached(name)
         if folder is None:
             raise InputError(
-                "the prior openai-256 is not in the local cache: fetch it (2.2 GB, once) with `ddfm prior pull openai-256`"
+                "the prior openai-256 is not in the local cache: "
+                "fetch it (2.2 GB, once) with `ddfm prior pull openai-256`"
             )
         unet, scheduler = _from_folder(folder, name)
     elif name.endswith(".pt"):
@@ -65,7 +76,7 @@ def load_prior(source: str | Path = "embedded", device: str | torch.device | Non
 
 
 def _from_folder(folder: Path, name: str) -> tuple[UNet2DModel, DDPMScheduler]:
-    """A diffusers folder: unet/ and scheduler/ beside each other, or both in one place as old DDPM repositories have."""
+    """A diffusers folder: unet/ and scheduler/ beside each other, or both in one place as in old DDPM repositories."""
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     try:
@@ -124,17 +135,50 @@ def size_multiple(unet: UNet2DModel) -> int:
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:
     """Grow (B, C, H, W) at the bottom and right to a multiple by mirroring, however small the picture is."""
     for dim in (-2, -1):
-        size = x.shape[dim]
-        padded = -(-size // multiple) * multiple
-        if padded != size:
-            period = max(2 * size - 2, 1)
-            index = torch.arange(padded, device=x.device) % period
-            x = x.index_select(dim, torch.minimum(index, period - index) if size > 1 else index * 0)
+        if x.shape[dim] % multiple:
+            x = x.index_select(dim, mirror(x.shape[dim], multiple).to(x.device))
     return x
 
 
+def bytes_per_pixel(unet: UNet2DModel) -> int:
+    """About what an evaluation of the network takes for each pixel of a picture, on the safe side."""
+    return PLANES * unet.config["block_out_channels"][0] * unet.dtype.itemsize // getattr(unet, "unshuffle", 1) ** 2
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; for the CPU within the limit of its container, where there is one."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    free = psutil.virtual_memory().available
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such thing here, or no limit ("max")
+        return free
+    return min(free, max(limit - used, 0))
+
+
+def auto_tile(unet: UNet2DModel, height: int, width: int) -> int:
+    """The tile of `tile="auto"`: the whole picture if the network takes it in half of the free memory, else a tile.
+
+    It does not depend on the size of the batch: pictures that do not fit together go through the network in turn. Ask
+    once a run, not once a step: the free memory changes.
+    """
+    multiple, cost = size_multiple(unet), bytes_per_pixel(unet)
+    whole = -(-max(height, width) // multiple) * multiple
+    if height * width * cost <= SMALL or whole <= TILES[-1]:
+        return whole
+    room = max(free_memory(unet.device) // 2, SMALL)
+    if height * width * cost <= room:
+        return whole
+    return next((tile for tile in TILES if tile**2 * cost <= room), TILES[-1])
+
+
 @torch.no_grad()
-def denoise(unet: UNet2DModel, scheduler: DDPMScheduler, x_t: Tensor, t: int) -> Tensor:
+def denoise(
+    unet: UNet2DModel, scheduler: DDPMScheduler, x_t: Tensor, t: int, tile: Tile = None, overlap: int = OVERLAP
+) -> Tensor:
     """The prior's guess x0~ = E[f0 | f_t] (Tweedie), (B, C, H, W) float32, not clipped.
 
     Args:
@@ -143,7 +187,32 @@ def denoise(unet: UNet2DModel, scheduler: DDPMScheduler, x_t: Tensor, t: int) ->
         scheduler: Its `alphas_cumprod` are those of the training.
         x_t: (B, C, H, W), any size.
         t: Integer time step, 0 .. 999 for a schedule of 1000.
+        tile: None for the whole batch at once; pixels a side, a multiple of the network's, for overlapping tiles
+            denoised a few at a time and blended; "auto" for `auto_tile`. Where the network normalises over its input
+            (GroupNorm) or attends to all of it, tiles give slightly another result than the whole.
+        overlap: Pixels that neighbouring tiles share.
+
+    Raises:
+        InputError: a tile that is no multiple of the network's, or no larger than the overlap.
     """
+
+    def whole(part: Tensor) -> Tensor:
+        return _denoise(unet, scheduler, part, t)
+
+    if tile is None:
+        return whole(x_t)
+    height, width = x_t.shape[-2:]
+    if tile == "auto":
+        tile = auto_tile(unet, height, width)
+    elif not isinstance(tile, int):
+        raise InputError(f"the tile is a number of pixels, 'auto' or None, not {tile!r}")
+    cost = max(min(tile, height) * min(tile, width), 1) * bytes_per_pixel(unet)
+    together = min(max(SMALL // cost, 1), MOST_TOGETHER)
+    return blend(whole, x_t, tile, overlap, size_multiple(unet), together)
+
+
+def _denoise(unet: UNet2DModel, scheduler: DDPMScheduler, x_t: Tensor, t: int) -> Tensor:
+    """`denoise` in one evaluation of the network."""
     h, w = x_t.shape[-2:]
     padded = reflect_pad(x_t, size_multiple(unet)).to(unet.dtype)
     out = unet(padded, t).sample[:, : x_t.shape[1], :h, :w].float()
