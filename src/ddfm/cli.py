@@ -180,6 +180,8 @@ def demo(
     device: Device = None,
 ) -> None:
     """Make a night street and a head phantom, fuse both pairs, and show the results side by side."""
+    import numpy as np
+
     from . import images
     from .baselines import average
     from .colour import fused_colour, luma
@@ -194,7 +196,8 @@ def demo(
         fused = _run(pipe, list(pair), seed, name)
         images.write(folder / f"{name}_fused.png", fused)
         plain = fused_colour(average([luma(picture) for picture in pair]), pair)
-        panels = side_by_side([*pair, plain, fused], [*labels, "average", "ddfm"])
+        eight_bits = [np.rint(picture * 255).astype(np.uint8) for picture in (*pair, plain, fused)]
+        panels = side_by_side(eight_bits, [*labels, "average", "ddfm"])
         images.write(folder / f"{name}_side_by_side.png", panels)
         for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
             out.print(_plain(path), highlight=False, soft_wrap=True)
@@ -281,16 +284,14 @@ def bench(
     from .evaluate import bench as run_bench
 
     pipe = _pipeline(prior, device)
+    options: dict[str, Any] = {"sampler": sampler, "num_inference_steps": steps, "contrast": contrast}
 
     def method(name: str) -> Any:
-        return lambda pictures: pipe(
-            pictures,
-            likelihood=name,
-            sampler=sampler,
-            num_inference_steps=steps,
-            contrast=contrast,
-            generator=torch.Generator().manual_seed(seed),
-        ).images[0]
+        def fused(pictures: list[Any]) -> Any:
+            generator = torch.Generator().manual_seed(seed)
+            return pipe(pictures, likelihood=name, generator=generator, **options).images[0]
+
+        return fused
 
     with _progress() as bar:
         task = bar.add_task("fusing and measuring", total=None)

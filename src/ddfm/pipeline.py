@@ -9,7 +9,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -18,11 +21,13 @@ from .colour import Mode, fused_colour, luma, prior_join, prior_split
 from .errors import InputError
 from .images import as_pixels
 from .likelihood import LIKELIHOODS, Likelihood
-from .prior import denoise, image_channels, load_prior
+from .prior import Tile, auto_tile, denoise, image_channels, load_prior
+from .tiling import OVERLAP
 
 Sampler = Literal["ddim", "ddpm", "dpm++"]
 Contrast = Literal["keep", "minmax"]
 OutputType = Literal["np", "pil", "pt"]
+Callback = Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 SMALLEST = 16  # pixels a side
 
 
@@ -33,11 +38,14 @@ class FusionOutput(BaseOutput):
     Attributes:
         images: The fused pictures in [0, 1], in the colour of the sources: float32 (B, H, W) or (B, H, W, 3) for "np",
             a list of PIL images for "pil", a tensor (B, 1 or 3, H, W) for "pt".
-        samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], not clipped or stretched.
+        samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], not clipped; with
+            num_samples = K > 1 all of them, (K, B, C, H, W).
+        std: With num_samples > 1, the standard deviation of the fused luma over the samples, (B, H, W), luma in [0, 1].
     """
 
     images: np.ndarray | list[PIL.Image.Image] | Tensor
     samples: Tensor
+    std: np.ndarray | None = None
 
 
 class DDFMPipeline(DiffusionPipeline):
@@ -58,9 +66,12 @@ class DDFMPipeline(DiffusionPipeline):
         prior = load_prior(source, device)
         return cls(prior.unet, prior.scheduler)
 
-    def denoise(self, x_t: Tensor, t: int) -> Tensor:
-        """The prior's x0 for (B, C, H, W) in [-1, 1] at integer time step t, any size; float32, not clipped."""
-        return denoise(self.unet, self.scheduler, x_t, int(t))
+    def denoise(self, x_t: Tensor, t: int, tile: Tile = "auto", tile_overlap: int = OVERLAP) -> Tensor:
+        """The prior's x0 for (B, C, H, W) in [-1, 1] at integer time step t, any size; float32, not clipped.
+
+        `tile` and `tile_overlap` as in `prior.denoise`; with "auto" in one piece where the memory allows it.
+        """
+        return denoise(self.unet, self.scheduler, x_t, int(t), tile, tile_overlap)
 
     @property
     def num_timesteps(self) -> int:
@@ -78,11 +89,11 @@ class DDFMPipeline(DiffusionPipeline):
         a = self.scheduler.alphas_cumprod[t].item()
         return a**0.5 * x0 + (1 - a) ** 0.5 * noise
 
-    def _clean(self, y: Tensor, sigma: float) -> Tensor:
+    def _clean(self, denoise: Callable[[Tensor, int], Tensor], y: Tensor, sigma: float) -> Tensor:
         """The prior as a denoiser: E[clean | y] for luma (B, 1, H, W) in [-1, 1] with white noise of std sigma."""
         t = int((self._sigmas - sigma).abs().argmin())
         x = y.expand(-1, image_channels(self.unet), -1, -1)
-        return prior_split(self.denoise(self._noised(x, torch.zeros_like(x), t), t))[0]
+        return prior_split(denoise(self._noised(x, torch.zeros_like(x), t), t))[0]
 
     @torch.no_grad()
     def __call__(
@@ -92,12 +103,15 @@ class DDFMPipeline(DiffusionPipeline):
         sampler: Sampler = "ddim",
         num_inference_steps: int | None = None,
         strength: float | None = None,
+        num_samples: int = 1,
         latents: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         contrast: Contrast = "keep",
         colour: Mode = "auto",
         output_type: OutputType = "np",
-        callback_on_step_end: Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        tile: Tile = "auto",
+        tile_overlap: int = OVERLAP,
+        callback_on_step_end: Callback | None = None,
     ) -> FusionOutput:
         """Fuse registered pictures of one scene.
 
@@ -111,16 +125,21 @@ class DDFMPipeline(DiffusionPipeline):
             num_inference_steps: Reverse steps, each one evaluation of the network; None for the likelihood's own.
             strength: Share of the noise schedule that the steps span, in (0, 1]; 1 starts from pure noise, less from
                 the likelihood's first guess with noise added. None for the likelihood's own.
-            latents: The noise to start from, (B, C, H, W); drawn with `generator` if None.
+            num_samples: Draw so many samples of the posterior and return their mean, and their spread as `std`.
+            latents: The noise to start from, (B, C, H, W), of a single sample; drawn with `generator` if None.
             generator: For reproducible noise; a list of B makes each picture independent of its batch.
             contrast: "keep", or "minmax" to stretch each fused luma to [0, 1] as the released code does on saving.
             colour: Whose chroma the result gets, see `colour.fused_colour`.
             output_type: "np", "pil" or "pt".
+            tile: Large pictures go through the network in overlapping tiles, blended before the likelihood sees them:
+                pixels a side, a multiple of the network's (16 for the embedded prior); None for never; "auto" decides
+                by the free memory, once, and never tiles a small picture (2.7 megapixels with the embedded prior).
+            tile_overlap: Pixels that neighbouring tiles share.
             callback_on_step_end: Called after each step as (pipeline, i, t, {"latents": f_t, "x0": x0}); may return
                 a dict with other "latents".
 
         Raises:
-            InputError: a source that is no picture, sizes that differ, an unknown name.
+            InputError: a source that is no picture, sizes that differ, an unknown name, a tile that does not fit.
         """
         for name, known, what in (
             (contrast, Contrast, "contrast"),
@@ -132,34 +151,58 @@ class DDFMPipeline(DiffusionPipeline):
         _check(pictures)
         observed = [_to_luma(batch).to(self.device) for batch in pictures]
         model = _named(likelihood, LIKELIHOODS, "likelihood") if isinstance(likelihood, str) else likelihood
+        steps = model.steps if num_inference_steps is None else num_inference_steps
         strength = model.strength if strength is None else strength
-        scheduler = _step_scheduler(
-            self.scheduler, sampler, model.steps if num_inference_steps is None else num_inference_steps, strength
-        )
-
         size = observed[0].shape[-2:]
         shape = (len(pictures[0]), image_channels(self.unet), *size)
-        if latents is None:
-            latents = randn_tensor(shape, generator, self.device)
-        elif latents.shape != shape:
+        if latents is not None and latents.shape != shape:
             raise InputError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
-        noise = latents.to(self.device, torch.float32)
+        if num_samples < 1 or (num_samples > 1 and latents is not None):
+            raise InputError(f"num_samples is 1 or more, and 1 where latents are given, not {num_samples}")
+        if tile == "auto":
+            tile = auto_tile(self.unet, *size)
+        denoise = functools.partial(self.denoise, tile=tile, tile_overlap=tile_overlap)
+
+        schedulers = [_step_scheduler(self.scheduler, sampler, steps, strength) for _ in range(num_samples)]
+        state = model.start(observed, functools.partial(self._clean, denoise))
+        samples = []
+        for scheduler in schedulers:
+            noise = randn_tensor(shape, generator, self.device) if latents is None else latents
+            noise = noise.to(self.device, torch.float32)
+            start = int(scheduler.timesteps[0])
+            f_t = noise if strength == 1 else self._noised(model.guess(state).expand(shape), noise, start)
+            samples.append(self._sample(f_t, model, state, scheduler, denoise, generator, callback_on_step_end))
+
+        lumas = torch.stack([prior_split(sample)[0] for sample in samples])
+        images = _finish(lumas.mean(dim=0), pictures, contrast, colour)
+        return FusionOutput(
+            images=_as_output(images, output_type),
+            samples=samples[0] if num_samples == 1 else torch.stack(samples),
+            std=None if num_samples == 1 else (lumas.std(dim=0)[:, 0] / 2).cpu().numpy(),
+        )
+
+    def _sample(
+        self,
+        f_t: Tensor,
+        model: Likelihood,
+        state: Any,
+        scheduler: Any,
+        denoise: Callable[[Tensor, int], Tensor],
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback: Callback | None,
+    ) -> Tensor:
+        """Algorithm 1: from f_T (or f_t of a first guess) to f_0."""
         timesteps = scheduler.timesteps.tolist()
         self._num_timesteps = len(timesteps)
-
-        state = model.start(observed, self._clean)
-        f_t = noise if strength == 1 else self._noised(model.guess(state).expand(shape), noise, timesteps[0])
         for i, t in enumerate(self.progress_bar(timesteps)):
-            x0 = self.denoise(f_t, t).clamp(-1, 1)  # the prior's guess, E[f0 | f_t]
+            x0 = denoise(f_t, t).clamp(-1, 1)  # the prior's guess, E[f0 | f_t]
             y0, chroma = prior_split(x0, model.studio_swing)
             y0, state = model.rectify(y0, state, self._sigmas[t].item())  # one EM step towards the sources
             x0 = prior_join(y0, chroma, model.studio_swing)
             f_t = scheduler.step(x0, t, f_t, generator=generator).prev_sample  # f_t -> f_{t-1}
-            if callback_on_step_end is not None:
-                f_t = (callback_on_step_end(self, i, t, {"latents": f_t, "x0": x0}) or {}).get("latents", f_t)
-
-        images = _finish(f_t, pictures, contrast, colour)
-        return FusionOutput(images=_as_output(images, output_type), samples=f_t)
+            if callback is not None:
+                f_t = (callback(self, i, t, {"latents": f_t, "x0": x0}) or {}).get("latents", f_t)
+        return f_t
 
 
 def _named(name: str, known: dict[str, Any], what: str) -> Any:
@@ -191,44 +234,52 @@ def _to_luma(batch: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack([luma(picture) for picture in batch])).unsqueeze(1) * 2 - 1
 
 
-def _step_scheduler(
-    trained: DDPMScheduler, sampler: str, steps: int, strength: float
-) -> DDPMScheduler | DPMSolverMultistepScheduler:
+def _step_scheduler(trained: DDPMScheduler, sampler: str, steps: int, strength: float) -> Any:
     """The scheduler that steps with a given x0 (`prediction_type="sample"`) on the prior's own noise schedule.
 
-    Time steps are evenly spaced from the last (times strength) to 0, both included, as in the released code.
-    `solver_order=1` with them is its DDIM; diffusers' DDIMScheduler is not: it takes t - 1000 // steps for the previous step.
+    `solver_order=1` with the released code's time steps is its DDIM; diffusers' DDIMScheduler is not: it takes
+    t - 1000 // steps for the previous step.
     """
     if not 0 < strength <= 1:
         raise InputError(f"strength is above 0 and at most 1, not {strength}")
     last = round(strength * (len(trained.betas) - 1))
     if not 1 <= steps <= last + 1:
         raise InputError(f"the number of steps is between 1 and {last + 1}, not {steps}")
-    betas = trained.betas.numpy()
+    common: dict[str, Any] = {"trained_betas": trained.betas.numpy(), "prediction_type": "sample"}
     make: dict[str, Callable[[], DDPMScheduler | DPMSolverMultistepScheduler]] = {
-        "ddim": lambda: DPMSolverMultistepScheduler(
-            trained_betas=betas, prediction_type="sample", solver_order=1, final_sigmas_type="zero"
-        ),
-        "dpm++": lambda: DPMSolverMultistepScheduler(
-            trained_betas=betas, prediction_type="sample", solver_order=2, final_sigmas_type="zero"
-        ),
-        "ddpm": lambda: DDPMScheduler(trained_betas=betas, prediction_type="sample", clip_sample=False),
+        "ddim": lambda: DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero", **common),
+        "dpm++": lambda: DPMSolverMultistepScheduler(solver_order=2, final_sigmas_type="zero", **common),
+        "ddpm": lambda: DDPMScheduler(clip_sample=False, **common),
     }
     scheduler = _named(sampler, make, "sampler")()
-    scheduler.set_timesteps(
-        timesteps=[round(k * last / (steps - 1)) for k in reversed(range(steps))] if steps > 1 else [last]
-    )
+    timesteps = _even_in_log_sigma(trained, last, steps) if sampler == "dpm++" else _even(last, steps)
+    scheduler.set_timesteps(timesteps=timesteps)
     return scheduler
 
 
-def _finish(samples: Tensor, pictures: list[list[np.ndarray]], contrast: str, colour: Mode) -> list[np.ndarray]:
+def _even(last: int, steps: int) -> list[int]:
+    """Time steps evenly spaced from `last` to 0, both included, as in the released code; a single one is `last`."""
+    return [round(k * last / (steps - 1)) for k in reversed(range(steps))] if steps > 1 else [last]
+
+
+def _even_in_log_sigma(trained: DDPMScheduler, last: int, steps: int) -> list[int]:
+    """The same, evenly spaced in the log of noise over signal: what a second-order solver needs to be one."""
+    a = trained.alphas_cumprod[: last + 1].double()
+    log_sigma = ((1 - a) / a).log().numpy()
+    at = np.interp(np.linspace(log_sigma[0], log_sigma[-1], steps), log_sigma, np.arange(last + 1))
+    distinct: list[int] = []
+    for k, t in enumerate(at.round().astype(int).tolist()):
+        above = distinct[-1] + 1 if distinct else 0
+        distinct.append(min(max(t, above), last - (steps - 1 - k)))
+    return distinct[::-1] if steps > 1 else [last]
+
+
+def _finish(lumas: Tensor, pictures: list[list[np.ndarray]], contrast: str, colour: Mode) -> list[np.ndarray]:
     """The network's picture to the user's: luma in [0, 1], contrast, colour of the sources."""
     fused = []
-    for k, y in enumerate(prior_split(samples)[0][:, 0].cpu().numpy()):
-        if contrast == "minmax":
-            y = (y - y.min()) / max(float(y.max() - y.min()), 1e-12)
-        else:
-            y = np.clip((y + 1) / 2, 0, 1)
+    for k, y in enumerate(lumas[:, 0].cpu().numpy()):
+        low, high = (y.min(), y.max()) if contrast == "minmax" else (-1, 1)
+        y = np.clip((y - low) / max(float(high - low), 1e-12), 0, 1)
         fused.append(fused_colour(y, [batch[k] for batch in pictures], colour))
     return fused
 
@@ -277,4 +328,5 @@ def fuse(
     """
     pipeline = _pipeline(str(prior), device or ("cuda" if torch.cuda.is_available() else "cpu"))
     generator = torch.Generator().manual_seed(seed)
-    return pipeline([infrared, visible, *others], generator=generator, output_type="np", **options).images[0]
+    fused = pipeline([infrared, visible, *others], generator=generator, output_type="np", **options).images
+    return np.asarray(fused[0])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 Denoiser = Callable[[Tensor, float], Tensor]  # (x in [-1, 1], std of its noise in that range) -> E[clean | x]
 
-NOISE_FLOOR = 2 / 255  # sources with less noise than this are taken as they are: quantisation and JPEG are about this
+NOISE_FLOOR = 5 / 255  # what the estimate calls noise in clean pictures: fine texture, JPEG, quantisation (measured)
 
 
 # ------------------------------------------------------------------------------------ Neumann boundaries: no wrapping
@@ -130,7 +130,7 @@ def superposition(sources: list[Tensor], scale: float = 10.0, edge_scale: float 
     strongest = torch.stack(energies).amax(dim=0)
     weights = [snapped(e / strongest, s, edge_scale) for e, s in zip(energies, sources, strict=True)]
 
-    b = sum(backgrounds) / len(sources)
+    b = torch.stack(backgrounds).mean(dim=0)
     for k, source in enumerate(sources):
         seen_by = torch.ones_like(source)
         for j in range(len(sources)):
@@ -152,7 +152,7 @@ def snapped(weight: Tensor, guide: Tensor, sigma: float, flat: float = 1e-4) -> 
 
 def within_bounds(f: Tensor, sources: list[Tensor]) -> Tensor:
     """f between max(0, 1 - sum (1 - s_k)) and min(1, sum s_k)."""
-    total = sum(sources)
+    total = torch.stack(sources).sum(dim=0)
     low, high = (total - (len(sources) - 1)).clamp_min(0), total.clamp_max(1)
     return torch.minimum(torch.maximum(f, low), high)
 
@@ -178,7 +178,7 @@ class SalientState:
     b: Tensor
     g: tuple[Tensor, Tensor]
     u: tuple[Tensor, Tensor]  # ~ grad k
-    noise: Tensor  # std of the sources' noise, the largest, (B, 1, 1, 1)
+    noise: Tensor  # std of the sources' noise beyond the floor, the largest, (B, 1, 1, 1)
     spectrum: Tensor
 
 
@@ -196,7 +196,7 @@ class Salient:
     tolerance: float = 0.02
     eta: float = 1000.0
     kappa: float = 10.0
-    prior_weight: float = 1.0
+    prior_weight: float = 0.05
     denoise_sources: bool = True
     studio_swing: ClassVar[bool] = False
     steps: ClassVar[int] = 6
@@ -204,17 +204,22 @@ class Salient:
 
     def start(self, sources: list[Tensor], denoise: Denoiser | None = None) -> SalientState:
         """Noise is measured and, by the prior itself, removed in each source; then b and g are fixed."""
-        noise = [noise_std((s + 1) / 2) for s in sources]
+        noise = [(noise_std((s + 1) / 2).square() - NOISE_FLOOR**2).clamp_min(0).sqrt() for s in sources]
         clean = [self._clean(s, n, denoise) for s, n in zip(sources, noise, strict=True)]
         b, g = superposition(clean), strongest_gradient(clean)
         return SalientState(clean, b, g, g, torch.stack(noise).amax(dim=0), laplacian_spectrum(b))
 
     def _clean(self, source: Tensor, noise: Tensor, denoise: Denoiser | None) -> Tensor:
-        """[-1, 1] to [0, 1], noisy pictures to the prior's E[clean | noisy]."""
+        """[-1, 1] to [0, 1], noisy pictures to the prior's E[clean | noisy].
+
+        Where a neighbourhood lies at the end of the range whole there is no noise to remove: black stays black.
+        """
         out = (source + 1) / 2
         for k, level in enumerate(noise.flatten().tolist()):
-            if self.denoise_sources and denoise is not None and level > NOISE_FLOOR:
-                out[k] = ((denoise(source[k : k + 1], 2 * level)[0] + 1) / 2).clamp(0, 1)
+            if level > 0 and denoise is not None and self.denoise_sources:
+                s = source[k : k + 1]
+                clipped = (F.max_pool2d(s, 3, 1, 1) <= -1) | (F.max_pool2d(-s, 3, 1, 1) <= -1)
+                out[k] = torch.where(clipped, s, denoise(s, 2 * level).clamp(-1, 1))[0] / 2 + 0.5
         return out
 
     def guess(self, state: SalientState) -> Tensor:
@@ -231,8 +236,7 @@ class Salient:
         tie = self.eta * self.kappa
         ux, uy = ((2 * w * g + tie * d) / (2 * w + tie) for w, g, d in zip(inv_n, state.g, dk, strict=True))
         data = (2 * inv_m * state.b + self.eta * k) / (2 * inv_m + self.eta)
-        noise = (state.noise.square() - NOISE_FLOOR**2).clamp_min(0)  # a variance
-        pull = self.prior_weight * noise * (2 / max(sigma, 1e-2)) ** 2
+        pull = self.prior_weight * (2 * state.noise / max(sigma, 1e-2)) ** 2
         f_new = within_bounds((data + pull * f) / (1 + pull), state.sources)
         return 2 * f_new - 1, replace(state, u=(ux, uy))
 

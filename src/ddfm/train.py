@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from .errors import InputError
 from .unet import UnshuffleUNet2DModel
@@ -196,8 +196,9 @@ def train(
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng(recipe.seed)
     alphas_cumprod = new_scheduler().alphas_cumprod
-    unet = new_unet(recipe).to(device, memory_format=torch.channels_last)
-    ema = new_unet(recipe).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    unet, ema = new_unet(recipe), new_unet(recipe).eval().requires_grad_(False)
+    for network in (unet, ema):
+        network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-arg]
     ema.load_state_dict(unet.state_dict())
     optimiser = torch.optim.AdamW(unet.parameters(), lr=recipe.lr, weight_decay=0.01)
     step, seconds = 0, 0.0

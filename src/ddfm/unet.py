@@ -2,11 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    ModelMixin,  # noqa: F401  (loading a saved pipeline, diffusers looks the base classes up in the module of a component)
-    UNet2DModel,
-)
-from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (a saved pipeline is loaded by this name, here)
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 
 
 class UnshuffleUNet2DModel(UNet2DModel):
