@@ -75,20 +75,20 @@ def screened_poisson(x: Tensor, u: tuple[Tensor, Tensor], spectrum: Tensor, kapp
 
 
 def smooth(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, C, H, W) with mirrored borders; a wide one on a coarser grid, for next to nothing."""
+    """Gaussian blur of (B, C, H, W) with borders mirrored at the edge; a wide one on a coarser grid, for next to nothing."""
     h, w = x.shape[-2:]
     factor = max(1, min(int(sigma / 2.5), h // 4, w // 4))
     coarse = F.interpolate(x, size=(-(-h // factor), -(-w // factor)), mode="area") if factor > 1 else x
     sigma = sigma / factor
     for dim in (-1, -2):
         size = coarse.shape[dim]
-        radius = min(int(3 * sigma + 0.5), size - 1)
+        radius = min(int(3 * sigma + 0.5), size)
         at = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
         kernel = torch.exp(-0.5 * (at / sigma) ** 2)
         kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
         kernel = kernel.unsqueeze(2) if dim == -1 else kernel.unsqueeze(3)
-        border = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)
-        coarse = F.conv2d(F.pad(coarse, border, mode="reflect"), kernel, groups=x.shape[1])
+        first, last = coarse.narrow(dim, 0, radius).flip(dim), coarse.narrow(dim, size - radius, radius).flip(dim)
+        coarse = F.conv2d(torch.cat([first, coarse, last], dim), kernel, groups=x.shape[1])
     return F.interpolate(coarse, size=(h, w), mode="bilinear") if factor > 1 else coarse
 
 
@@ -96,7 +96,7 @@ def noise_std(s: Tensor) -> Tensor:
     """Standard deviation of the white noise in each picture: (B, 1, H, W) in [0, 1] -> (B, 1, 1, 1).
 
     Median absolute value of the finest diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994), per block of
-    32 x 32 pixels and then the lower quartile over blocks, so that texture is not taken for noise. Coefficients that
+    32 x 32 pixels (fewer in a smaller picture) and then the lower quartile over blocks, so that texture is not taken for noise. Coefficients that
     touch the ends of the range count for nothing: there noise is clipped away.
     """
     h, w = (extent // 2 * 2 for extent in s.shape[-2:])
@@ -104,9 +104,9 @@ def noise_std(s: Tensor) -> Tensor:
     detail = ((a - b - c + d) / 2).abs()
     mean = (a + b + c + d) / 4
     detail[(mean < 0.1) | (mean > 0.9)] = torch.nan
-    size = 16
+    size = min(16, *detail.shape[-2:])
     detail = F.pad(detail, (0, -detail.shape[-1] % size, 0, -detail.shape[-2] % size), value=torch.nan)
-    blocks = F.unfold(detail, size, stride=size)  # (B, 256, blocks)
+    blocks = F.unfold(detail, size, stride=size)  # (B, size^2, blocks)
     few = blocks.isnan().float().mean(dim=1) > 0.5
     level = blocks.nanmedian(dim=1).values / 0.6745
     level[few] = torch.nan
@@ -199,8 +199,8 @@ class Salient:
     prior_weight: float = 0.05
     denoise_sources: bool = True
     studio_swing: ClassVar[bool] = False
-    steps: ClassVar[int] = 6
-    strength: ClassVar[float] = 0.25
+    steps: ClassVar[int] = 3
+    strength: ClassVar[float] = 0.06
 
     def start(self, sources: list[Tensor], denoise: Denoiser | None = None) -> SalientState:
         """Noise is measured and, by the prior itself, removed in each source; then b and g are fixed."""

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from .errors import InputError
+from .prior import load_prior
 from .unet import UnshuffleUNet2DModel
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -39,7 +40,7 @@ class Recipe:
     steps: int = 8000
     batch: int = 16
     crop: int = 64  # pixels a side
-    lr: float = 8e-4  # AdamW peak; linear warm-up over 200 steps, flat, then down to 0 over the last `decay`
+    lr: float = 5e-4  # AdamW's peak: warm-up over 200 steps, flat, then down to 0 over the last `decay` (8e-4 diverged)
     decay: float = 0.3  # share of the steps
     ema: float = 0.999
     seed: int = 0
@@ -161,6 +162,7 @@ def train(
     run: Path,
     recipe: Recipe | None = None,
     *,
+    initial: str | Path | None = None,
     device: str = "cpu",
     checkpoint_minutes: float = 5.0,
     report: Callable[[str], None] = print,
@@ -172,12 +174,13 @@ def train(
         run: Receives `checkpoint.pt` (weights, EMA, optimiser and random state, replaced atomically), `flat.pt` (the
             same, from before the learning rate went down: start from it to prolong a run), `log.csv`, `prior/`.
         recipe: What to train. On resuming, only `steps` may differ from the checkpoint's recipe.
+        initial: A prior to start from (as in `load_prior`) instead of random weights, of the recipe's architecture.
         device: "cpu" or "cuda"; CUDA runs in bfloat16 autocast.
         checkpoint_minutes: Time between checkpoints.
         report: Called with one line of progress at each checkpoint.
 
     Raises:
-        InputError: no pictures, or a checkpoint of another recipe.
+        InputError: no pictures, a checkpoint of another recipe, or divergence (the last good checkpoint stays).
     """
     recipe = recipe or Recipe()
     folders = sorted(p for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
@@ -199,9 +202,11 @@ def train(
     unet, ema = new_unet(recipe), new_unet(recipe).eval().requires_grad_(False)
     for network in (unet, ema):
         network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-arg]
+    if initial is not None:
+        unet.load_state_dict(load_prior(initial).unet.state_dict())
     ema.load_state_dict(unet.state_dict())
     optimiser = torch.optim.AdamW(unet.parameters(), lr=recipe.lr, weight_decay=0.01)
-    step, seconds = 0, 0.0
+    step, seconds, last_loss = 0, 0.0, math.inf
 
     checkpoint = run / "checkpoint.pt"
     if checkpoint.exists():
@@ -213,7 +218,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["torch_rng"].cpu())
         rng.bit_generator.state = state["numpy_rng"]
-        step, seconds = state["step"], state["seconds"]
+        step, seconds, last_loss = state["step"], state["seconds"], state["loss"]
 
     def save(name: str) -> None:
         state = {
@@ -225,6 +230,7 @@ def train(
             "numpy_rng": rng.bit_generator.state,
             "step": step,
             "seconds": seconds,
+            "loss": last_loss,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -262,7 +268,14 @@ def train(
             save("flat.pt")
         if step == recipe.steps or now - saved > 60 * checkpoint_minutes:
             row: dict[str, float] = {"step": step, "minutes": round(seconds / 60, 2)}
-            row |= {"lr": learning_rate(step, recipe), "loss": round(float(np.mean(losses)), 5)}
+            loss_now = float(np.mean(losses))
+            if not loss_now < 3 * last_loss:
+                raise InputError(
+                    f"the run in {run} diverged before step {step} (loss {last_loss:.3f} to {loss_now:.3f}): "
+                    "its checkpoint is from before that; start anew from it with a lower learning rate"
+                )
+            last_loss = loss_now
+            row |= {"lr": learning_rate(step, recipe), "loss": round(loss_now, 5)}
             for name, group_pictures in held_out.items():
                 for sigma in EVALUATED_SIGMAS if group_pictures else ():
                     psnr = denoising_psnr(ema, alphas_cumprod, group_pictures, sigma)
