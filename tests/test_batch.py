@@ -136,6 +136,12 @@ def test_what_cannot_be_written_is_listed_and_the_rest_goes_on(scenes, prior, tm
     assert "folder" in result.failed["b"]
 
 
+def test_a_manifest_that_cannot_be_written_ends_the_run(scenes, prior, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddfm.manifest.os.write", lambda file, data: len(data) // 2)  # as on a full disk
+    with pytest.raises(InputError, match="manifest"):
+        batch(scenes, tmp_path / "out", prior=prior, **QUICK)
+
+
 def test_a_failure_of_writing_itself_is_listed(scenes, prior, tmp_path, monkeypatch):
     original = images.write
 
@@ -336,6 +342,16 @@ def test_the_rest_of_a_group_is_made_in_the_same_group(scenes, prior, tmp_path, 
     assert calls == [(2, 3, 24, 32)]
     assert [path.name for path in result.fused] == ["c.tif"]
     assert files(out) == before  # to the last bit of a float
+
+
+def test_a_run_that_fails_at_once_leaves_the_record_of_the_last(scenes, prior, tmp_path):
+    out = tmp_path / "out"
+    batch(scenes, out, prior=prior, **QUICK)
+    before = (out / MANIFEST).read_bytes()
+    for resume in (False, True):
+        with pytest.raises(InputError):
+            batch(scenes, out, prior=prior, resume=resume, likelihood="none such")
+    assert (out / MANIFEST).read_bytes() == before
 
 
 def test_what_a_killed_run_left_half_written_is_removed(scenes, prior, tmp_path):

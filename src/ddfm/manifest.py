@@ -18,15 +18,13 @@ from .errors import InputError
 class Manifest:
     """One file of JSON lines: the settings and versions, then a line a picture, appended when its file is in place.
 
-    A line that a kill cut short is not JSON and does not count; the next run leaves it out.
+    A line that a kill cut short is not JSON and does not count; the next run leaves it out. Nothing is written before
+    the first line: a run that fails at once does not cost an earlier one its record.
 
     Args:
         path: Where it is, in the folder of the results.
         settings: All that the results depend on besides the sources; JSON.
         resume: Keep the lines that an earlier run with the same settings wrote.
-
-    Raises:
-        InputError: it cannot be written.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -35,17 +33,22 @@ class Manifest:
         kept = (line for line in _lines(path) if resume and line["settings"] == self.settings)
         self.lines = {line["name"]: line for line in kept}
         versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
-        header = {"ddfm": __version__, "versions": versions, "settings": settings, "settings_sha256": self.settings}
-        images.write_bytes(path, b"".join(map(_json_line, [header, *self.lines.values()])))
+        self.header = {
+            "ddfm": __version__,
+            "versions": versions,
+            "settings": settings,
+            "settings_sha256": self.settings,
+        }
+        self.file: int | None = None
 
     def __enter__(self) -> "Manifest":
-        """Open it for more lines."""
-        self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        """Nothing yet: see `add`."""
         return self
 
     def __exit__(self, *error: object) -> None:
         """Close it."""
-        os.close(self.file)
+        if self.file is not None:
+            os.close(self.file)
 
     def complete(self, name: str, output: Path, hashes: list[str]) -> dict[str, Any] | None:
         """The line of a picture that these settings made of these sources, if its file is as it was written."""
@@ -78,7 +81,11 @@ class Manifest:
 
     def _append(self, line: dict[str, Any]) -> None:
         data = _json_line(line)
+        if self.file is None:
+            images.write_bytes(self.path, b"".join(map(_json_line, [self.header, *self.lines.values()])))
         try:
+            if self.file is None:
+                self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
             if os.write(self.file, data) != len(data):
                 raise OSError("the disk is full")
             os.fsync(self.file)
