@@ -1,0 +1,535 @@
+"""The command line: what it writes, what it says, and that nothing is half-written whatever goes wrong."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+from conftest import made_picture
+
+import ddfm.cli
+import ddfm.pipeline
+from ddfm import images
+from ddfm.cli import main
+
+SIZE = (33, 46)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """The tiny prior as a folder."""
+    from conftest import DDFMPipeline, DDPMScheduler, tiny_unet
+
+    folder = tmp_path_factory.mktemp("prior")
+    DDFMPipeline(tiny_unet(), DDPMScheduler(beta_start=1e-4, beta_end=0.02)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """ir.png and vis.png, grey and in colour."""
+    images.write(tmp_path / "ir.png", made_picture(*SIZE, seed=1) / 255)
+    images.write(tmp_path / "vis.png", coloured(2))
+    return tmp_path
+
+
+def coloured(seed):
+    y = made_picture(*SIZE, seed=seed) / 255
+    return np.stack([y, 0.8 * y + 0.1, 1 - y], axis=-1)
+
+
+@pytest.fixture
+def ddfm_(monkeypatch, capsys):
+    """Runs the console script on arguments: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ddfm", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0  # None is success
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def fuse(ddfm_, folder, prior):
+    """`ddfm fuse` on the pair in `folder` with the tiny prior: (exit code, stdout, stderr)."""
+
+    def run(*options, sources=("ir.png", "vis.png"), output="fused.png"):
+        paths = [folder / name for name in sources]
+        return ddfm_("fuse", *paths, "-o", folder / output, "--prior", prior, "--device", "cpu", *options)
+
+    return run
+
+
+def listing(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def complaint(result):
+    """The sentence of a refusal: exit code 2, nothing on stdout, one line on stderr."""
+    code, out, err = result
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2 and out == "" and len(lines) == 1, (code, out, err)
+    assert lines[0].startswith("error: ") and "Traceback" not in err
+    return lines[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- fuse
+
+
+def test_fuse_writes_the_picture_and_says_where(fuse, folder):
+    code, out, _ = fuse()
+    assert (code, out.strip()) == (0, str(folder / "fused.png"))
+    assert listing(folder) == ["fused.png", "ir.png", "vis.png"]
+    fused = PIL.Image.open(folder / "fused.png")
+    assert fused.size == SIZE[::-1] and fused.mode == "RGB"
+
+
+def test_fuse_is_the_function(fuse, folder, prior):
+    assert fuse("--seed", 3, "--steps", 2, "--likelihood", "paper", "--sampler", "ddpm", "--contrast", "minmax")[0] == 0
+    expected = ddfm.pipeline.fuse(
+        folder / "ir.png",
+        folder / "vis.png",
+        prior=prior,
+        device="cpu",
+        seed=3,
+        likelihood="paper",
+        sampler="ddpm",
+        num_inference_steps=2,
+        contrast="minmax",
+    )
+    np.testing.assert_allclose(images.read(folder / "fused.png").pixels, expected, atol=0.51 / 255)
+
+
+def test_fuse_is_reproducible_by_its_seed(fuse, folder):
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        assert fuse("--seed", seed, output=name)[0] == 0
+    a, b, c = ((folder / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
+    assert a == b != c
+
+
+@pytest.mark.parametrize("likelihood", ["salient", "paper", "released"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++"])
+def test_fuse_knows_every_likelihood_and_sampler(fuse, folder, likelihood, sampler):
+    assert fuse("--likelihood", likelihood, "--sampler", sampler, "--steps", 2)[0] == 0
+    assert images.read(folder / "fused.png").pixels.shape == (*SIZE, 3)
+
+
+def test_steps_are_counted(fuse, monkeypatch):
+    calls, denoise = [], ddfm.pipeline.denoise
+    monkeypatch.setattr(ddfm.pipeline, "denoise", lambda *args: calls.append(1) or denoise(*args))
+    fuse("--likelihood", "paper", "--steps", 4)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("mode, channels", [("auto", 3), ("grey", 1), ("first", 1), ("second", 3)])
+def test_whose_colour(fuse, folder, mode, channels):
+    assert fuse("--colour", mode)[0] == 0
+    assert images.read(folder / "fused.png").pixels.ndim == (3 if channels == 3 else 2)
+
+
+def test_grey_sources_give_a_grey_file(fuse, folder):
+    images.write(folder / "other.png", made_picture(*SIZE, seed=5) / 255)
+    assert fuse(sources=("ir.png", "other.png"))[0] == 0
+    assert PIL.Image.open(folder / "fused.png").mode == "L"
+
+
+def test_three_sources(fuse, folder):
+    images.write(folder / "other.png", made_picture(*SIZE, seed=5) / 255)
+    assert fuse(sources=("ir.png", "vis.png", "other.png"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "source_bits, depth, output, bits",
+    [
+        (8, "same", "f.png", 8),
+        (16, "same", "f.png", 16),
+        (16, "same", "f.tif", 16),
+        (16, "same", "f.jpg", 8),
+        (16, "8", "f.png", 8),
+        (8, "16", "f.tif", 16),
+    ],
+)
+def test_depth_of_the_result(fuse, folder, source_bits, depth, output, bits):
+    images.write(folder / "deep.png", made_picture(*SIZE, seed=1) / 255, source_bits)
+    assert fuse("--depth", depth, sources=("deep.png", "vis.png"), output=output)[0] == 0
+    assert images.read(folder / output).bits == bits
+
+
+@pytest.mark.parametrize("name", ["with space.png", "[bold]red[blue].png", "a[1].png", "ünïcode-図.png", "-dash.png"])
+def test_odd_names_work_and_are_shown_as_they_are(fuse, folder, name):
+    (folder / "ir.png").rename(folder / name)
+    code, out, _ = fuse(sources=(name, "vis.png"), output=f"fused {name}")
+    assert code == 0 and out.strip() == str(folder / f"fused {name}")
+    assert (folder / f"fused {name}").exists()
+
+
+def test_an_older_result_is_replaced(fuse, folder):
+    (folder / "fused.png").write_text("old")
+    assert fuse()[0] == 0
+    assert images.read(folder / "fused.png").pixels.shape == (*SIZE, 3)
+
+
+def test_align_undoes_a_shift_and_says_so(fuse, folder):
+    whole = made_picture(140, 170, seed=3) / 255
+    images.write(folder / "still.png", whole[4:-4, 4:-4])
+    images.write(folder / "moved.png", whole[4:-4, 7:-1])
+    results = []
+    for options in ((), ("--align",)):
+        code, _, err = fuse(*options, sources=("still.png", "moved.png"))
+        assert code == 0
+        error = images.read(folder / "fused.png").pixels - images.read(folder / "still.png").pixels
+        results.append((np.abs(error[10:-10, 10:-10]).mean(), err.strip()))
+    (before, silence), (after, sentence) = results
+    assert after < 0.5 * before and sentence and not silence
+
+
+def test_pictures_that_cannot_be_aligned_are_refused(fuse, folder):
+    complaint(fuse("--align"))
+    assert not (folder / "fused.png").exists()
+
+
+def test_normalise_lifts_raw_counts(fuse, folder):
+    counts = (made_picture(*SIZE, seed=1).astype(np.uint16) + 8000) // 4
+    tifffile.imwrite(folder / "raw.tif", counts)
+    means = []
+    for options in ((), ("--normalise",)):
+        assert fuse(*options, "--colour", "grey", sources=("raw.tif", "raw.tif"))[0] == 0
+        means.append(images.read(folder / "fused.png").pixels.std())
+    assert means[1] > 10 * means[0]
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def truncated(folder):
+    whole = (folder / "ir.png").read_bytes()
+    (folder / "bad.png").write_bytes(whole[: len(whole) // 2])
+
+
+def animated(folder):
+    frames = [PIL.Image.fromarray(made_picture(*SIZE, seed=s)) for s in range(2)]
+    frames[0].save(folder / "bad.gif", save_all=True, append_images=frames[1:])
+
+
+BAD_FILES = {
+    "missing": ("bad.png", lambda folder: None),
+    "text": ("bad.png", lambda folder: (folder / "bad.png").write_text("no picture")),
+    "truncated": ("bad.png", truncated),
+    "empty": ("bad.png", lambda folder: (folder / "bad.png").touch()),
+    "a folder": ("bad.png", lambda folder: (folder / "bad.png").mkdir()),
+    "of another size": ("bad.png", lambda folder: images.write(folder / "bad.png", np.zeros((20, 46)))),
+    "animated": ("bad.gif", animated),
+    "CMYK": ("bad.jpg", lambda folder: PIL.Image.new("CMYK", SIZE[::-1]).save(folder / "bad.jpg")),
+    "NaN": ("bad.tif", lambda folder: tifffile.imwrite(folder / "bad.tif", np.full(SIZE, np.nan, np.float32))),
+    "with brackets": ("[red]bad[/red].png", lambda folder: None),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_a_bad_file_is_refused_in_one_line_and_nothing_is_written(fuse, folder, what):
+    name, make = BAD_FILES[what]
+    make(folder)
+    before = listing(folder)
+    said = complaint(fuse(sources=("ir.png", name)))
+    if what != "of another size":
+        assert name in said
+    assert listing(folder) == before
+
+
+BAD_OPTIONS = {
+    "likelihood": ("--likelihood", "nobody's"),
+    "sampler": ("--sampler", "euler"),
+    "contrast": ("--contrast", "high"),
+    "colour": ("--colour", "third"),
+    "depth": ("--depth", "12"),
+    "no step": ("--steps", "0"),
+    "steps in words": ("--steps", "six"),
+    "too many steps": ("--steps", "1001"),
+    "device": ("--device", "gpu"),
+    "unknown option": ("--bogus",),
+    "prior": ("--prior", "no/such/prior"),
+    "prior that is a picture": ("--prior", __file__),
+}
+
+
+@pytest.mark.parametrize("what", BAD_OPTIONS)
+def test_a_bad_option_is_refused_in_one_line_and_nothing_is_written(fuse, folder, what):
+    before = listing(folder)
+    said = complaint(fuse(*BAD_OPTIONS[what]))
+    assert BAD_OPTIONS[what][-1] in said or BAD_OPTIONS[what][0] in said
+    assert listing(folder) == before
+
+
+@pytest.mark.parametrize("output", ["fused.webp", "fused", "nowhere/fused.png", "taken"])
+def test_a_bad_output_is_refused_before_the_work(fuse, folder, monkeypatch, output):
+    monkeypatch.setattr(ddfm.cli, "_pipeline", lambda *args: pytest.fail("the prior was loaded"))
+    (folder / "taken").mkdir()
+    before = listing(folder)
+    complaint(fuse(output=output))
+    assert listing(folder) == before
+
+
+def test_16_bits_do_not_fit_a_jpeg(fuse, folder):
+    assert "16 bits" in complaint(fuse("--depth", "16", output="fused.jpg"))
+
+
+def test_one_source_is_not_a_pair(fuse):
+    assert "two or more" in complaint(fuse(sources=("ir.png",)))
+
+
+def test_three_sources_are_too_many_for_the_paper(fuse):
+    assert "two sources" in complaint(fuse("--likelihood", "paper", sources=("ir.png", "vis.png", "ir.png")))
+
+
+@pytest.mark.parametrize("make", ["text", "pickle"])
+def test_a_checkpoint_that_is_not_one_is_refused(fuse, folder, make):
+    checkpoint = folder / "model.pt"
+    if make == "text":
+        checkpoint.write_text("no weights")
+    else:
+        import torch
+
+        torch.save({"payload": Payload(str(folder / "ran"))}, checkpoint)
+    complaint(fuse("--prior", checkpoint))
+    assert not (folder / "ran").exists() and not (folder / "fused.png").exists()
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_a_failed_run_leaves_an_older_result_alone(fuse, folder):
+    (folder / "fused.png").write_text("old")
+    complaint(fuse("--steps", "0"))
+    assert (folder / "fused.png").read_text() == "old"
+
+
+def test_a_bug_keeps_its_traceback(fuse, monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ddfm.pipeline, "denoise", broken)
+    with pytest.raises(ZeroDivisionError):
+        fuse()
+
+
+# ------------------------------------------------------------------------------------------------------- interrupts
+
+
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["ddfm.pipeline.denoise", "ddfm.images.read", "ddfm.images.os.replace"])
+def test_ctrl_c_ends_cleanly_wherever_it_comes(fuse, folder, monkeypatch, where):
+    monkeypatch.setattr(where, interrupt)
+    before = listing(folder)
+    code, out, err = fuse()
+    assert (code, out, err.strip().splitlines()[-1]) == (130, "", "interrupted")
+    assert listing(folder) == before
+
+
+# -------------------------------------------------------------------------------------------------------- measuring
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Two scenes in ir/ and vis/, fused in ours/ and [old]/; one more in ir/ alone."""
+    for k, name in enumerate(("ir", "vis", "ours", "[old]")):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            images.write(tmp_path / name / f"{i} [x].png", made_picture(*SIZE, seed=10 * i + k) / 255)
+    images.write(tmp_path / "ir" / "[lonely].png", made_picture(*SIZE) / 255)
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(ddfm_, sets):
+    def run(*options, fused=("ours",), sources=("ir", "vis")):
+        arguments = [x for name in fused for x in ("--fused", sets / name if "=" not in name else name)]
+        return ddfm_("evaluate", *arguments, *(x for name in sources for x in ("--sources", sets / name)), *options)
+
+    return run
+
+
+def test_evaluate_shows_every_number_whole_however_narrow_the_terminal(evaluate):
+    code, out, err = evaluate(fused=("ours", "[old]"))
+    assert code == 0
+    assert all(name in out for name in ("ours", "[old]", "EN", "Qabf", "rank")) and "…" not in out
+    assert "[lonely].png" in err
+
+
+def test_evaluate_writes_what_it_shows(evaluate, sets):
+    files = [sets / name for name in ("t.csv", "t.json", "t.html")]
+    options = [x for file in files for x in (f"--{file.suffix[1:]}", file)]
+    assert evaluate("--metrics", "EN,SD", "--published", "roadscene", *options)[0] == 0
+    header, row, published = csv.reader(files[0].read_text().splitlines())
+    assert header[:4] == ["method", "images", "EN mean", "EN std"]
+    assert row[:2] == ["ours", "2"] and published[2] == "7.41"
+    assert json.loads(files[1].read_text())["methods"][0]["mean"]["EN"] == pytest.approx(float(row[2]))
+    assert "ours" in files[2].read_text() and "http" not in files[2].read_text().replace("http://www.w3.org", "")
+
+
+def test_evaluate_per_image_and_standard_convention(evaluate, sets):
+    code, out, _ = evaluate("--per-image", "--convention", "standard", "--metrics", "EN", "--csv", sets / "t.csv")
+    assert code == 0 and "0 [x]" in out and "'standard'" in out
+    assert [row[:2] for row in csv.reader((sets / "t.csv").read_text().splitlines())][1:] == [
+        ["ours", "0 [x]"],
+        ["ours", "1 [x]"],
+    ]
+
+
+def test_evaluate_with_baselines_and_names(evaluate, sets):
+    code, out, _ = evaluate("--baselines", "--metrics", "EN", fused=(f"mine={sets / 'ours'}",))
+    assert code == 0
+    assert all(name in out for name in ("mine", "average", "maximum", "laplacian_pyramid"))
+
+
+@pytest.mark.parametrize(
+    "options, changes",
+    [
+        (["--metrics", "EN,nope"], {}),
+        (["--convention", "mine"], {}),
+        (["--published", "mine"], {}),
+        (["--csv", "no/such/folder/t.csv"], {}),
+        ([], {"sources": ["ir"]}),
+        ([], {"sources": ["ir", "nowhere"]}),
+        ([], {"fused": ["ours", "ours"]}),
+        ([], {"fused": ["nowhere"]}),
+    ],
+    ids=["metric", "convention", "published", "csv", "one source", "no source", "two of a name", "no fused"],
+)
+def test_evaluate_refuses_in_one_line(evaluate, options, changes):
+    code, _, err = evaluate(*options, **changes)
+    sentences = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(sentences) == 1 and "Traceback" not in err
+
+
+def test_bench_fuses_measures_and_times(ddfm_, sets, prior):
+    code, out, _ = ddfm_(
+        *("bench", "--sources", sets / "ir", "--sources", sets / "vis", "--prior", prior, "--device", "cpu"),
+        *("--likelihood", "salient", "--likelihood", "released", "--steps", 2, "--metrics", "EN,SD"),
+        *("-o", sets / "kept", "--json", sets / "t.json", "--html", sets / "t.html", "--csv", sets / "t.csv"),
+        *("--published", "tno"),
+    )
+    assert code == 0
+    assert all(word in out for word in ("salient", "released", "laplacian_pyramid", "s/pair"))
+    assert "beats salient" in out or "comes nearest to salient" in out
+    assert listing(sets / "kept" / "released") == ["0 [x].png", "1 [x].png"]
+    methods = json.loads((sets / "t.json").read_text())["methods"]
+    assert [m["name"] for m in methods][:2] == ["salient", "released"] and methods[0]["seconds_per_pair"] > 0
+    assert (sets / "t.html").stat().st_size > 1000 and (sets / "t.csv").exists()
+
+
+def test_bench_refuses_an_unknown_likelihood(ddfm_, sets, prior):
+    folders = ("--sources", sets / "ir", "--sources", sets / "vis")
+    complaint(ddfm_("bench", *folders, "--prior", prior, "--likelihood", "mine"))
+
+
+# ------------------------------------------------------------------------------------------------------ the others
+
+
+def test_prior_info(ddfm_, prior):
+    code, out, _ = ddfm_("prior", "info", prior)
+    assert code == 0
+    assert all(word in out for word in ("UnshuffleUNet2DModel", "channels 1", "multiples of 4", "epsilon", "1000"))
+
+
+@pytest.mark.parametrize("command", [("info", "no/such/prior"), ("pull", "nobody's")])
+def test_prior_refuses_what_is_not_there(ddfm_, command):
+    complaint(ddfm_("prior", *command))
+
+
+def test_prior_train_refuses_a_folder_without_pictures(ddfm_, tmp_path):
+    (tmp_path / "empty").mkdir()
+    complaint(ddfm_("prior", "train", tmp_path / "empty", "-o", tmp_path / "run", "--steps", 1))
+
+
+DEMO = sorted(
+    [f"head_{kind}.png" for kind in ("pet_mri", "pet_pet", "spect_mri", "spect_spect", "ct_mri", "ct_ct")]
+    + ["night_street_infrared.png", "night_street_visible.png"]
+    + [f"{name}_{what}.png" for name in ("night_street", "head_pet") for what in ("fused", "side_by_side")]
+)
+
+
+def test_demo_draws_fuses_and_shows(ddfm_, tmp_path, prior, monkeypatch):
+    from ddfm.demo import head_phantom, night_street
+
+    monkeypatch.setattr("ddfm.demo.night_street", lambda: night_street((48, 64)))  # the full sizes take seconds
+    monkeypatch.setattr("ddfm.demo.head_phantom", lambda kind: head_phantom((48, 48), kind))
+    load = ddfm.cli._pipeline
+    monkeypatch.setattr(ddfm.cli, "_pipeline", lambda name, device: load(str(prior), device))
+    code, out, _ = ddfm_("demo", tmp_path / "new" / "demo", "--device", "cpu")
+    assert code == 0 and len(out.splitlines()) == 4
+    assert listing(tmp_path / "new" / "demo") == DEMO
+    assert images.read(tmp_path / "new" / "demo" / "head_pet_fused.png").pixels.shape == (48, 48, 3)
+
+
+@pytest.mark.slow
+def test_demo_in_full(ddfm_, tmp_path):
+    assert ddfm_("demo", tmp_path)[0] == 0
+    assert listing(tmp_path) == DEMO
+
+
+def test_demo_where_a_file_is_in_the_way(ddfm_, tmp_path):
+    (tmp_path / "taken").touch()
+    assert "taken" in complaint(ddfm_("demo", tmp_path / "taken"))
+
+
+@pytest.mark.parametrize("arguments", [("nope",), ("fuse",), ("fuse", "a.png"), ("prior", "nope"), ("evaluate",)])
+def test_a_wrong_call_is_refused_in_one_line(ddfm_, arguments):
+    complaint(ddfm_(*arguments))
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("fuse", "--help"), ("prior", "--help")])
+def test_help_helps(ddfm_, arguments):
+    code, out, _ = ddfm_(*arguments)
+    assert code == 0 and "Usage: ddfm" in out
+
+
+# ------------------------------------------------------------------------------------------------- as a real process
+
+
+def process(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+
+
+HEAVY = ("torch", "diffusers", "cv2", "scipy", "numpy")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["fuse", "--help"]])
+def test_version_and_help_import_nothing_heavy(arguments):
+    code = f"""
+import sys
+sys.argv = ["ddfm", *{arguments}]
+from ddfm.cli import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+print("heavy:", [name for name in {HEAVY} if name in sys.modules])
+"""
+    done = process("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("heavy: []")
+
+
+def test_exit_code_and_sentence_of_a_real_process(tmp_path):
+    done = process("-m", "ddfm.cli", "fuse", "a.png", "b.png", "-o", str(tmp_path / "c.png"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: a.png does not exist; check the name.\n"
+    assert listing(tmp_path) == []
