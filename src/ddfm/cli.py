@@ -35,6 +35,9 @@ Seed = Annotated[int, typer.Option(help="Of the noise; the same seed gives the s
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA is taken where there is one.")]
 Contrast = Annotated[str, typer.Option(help="keep, or minmax to stretch the result to the full range.")]
 Colour = Annotated[str, typer.Option(help="Whose colour: auto, grey, first or second.")]
+Depth = Annotated[str, typer.Option(help="Bits of the result: same (as the deepest source), 8 or 16.")]
+Align = Annotated[bool, typer.Option("--align", help="Estimate and undo an affine misalignment of the others.")]
+Normalise = Annotated[bool, typer.Option("--normalise", help="Stretch raw counts (14 bit thermal) robustly.")]
 Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
 Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source pictures; once for each sensor.")]
 Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
@@ -48,20 +51,20 @@ PerImage = Annotated[bool, typer.Option("--per-image", help="A row an image too.
 def main() -> None:
     """The console script: one sentence and exit 2 for bad input, 130 for Ctrl-C."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what typer.Exit carried; newer versions of typer make Ctrl-C a 130 of it
     except InputError as error:
         err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("interrupted")
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
             err.print(f"[bold red]error:[/] {_plain(error.format_message())} (see ddfm --help)", soft_wrap=True)
             sys.exit(2)
         raise
+    if code == 130:
+        err.print("interrupted")
+    sys.exit(code)
 
 
 def _plain(text: object) -> str:
@@ -104,6 +107,12 @@ def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
     return pipe
 
 
+def _depth(depth: str) -> int:
+    if depth not in ("8", "16"):
+        raise InputError(f"--depth is same, 8 or 16, not {depth}.")
+    return int(depth)
+
+
 def _run(pipe: "DDFMPipeline", sources: list[Any], seed: int, label: str, **options: Any) -> Any:
     """One fusion with a progress bar over its steps; the picture as an array."""
     import torch
@@ -131,20 +140,14 @@ def fuse(
     device: Device = None,
     contrast: Contrast = "keep",
     colour: Colour = "auto",
-    depth: Annotated[str, typer.Option(help="Bits of the result: same (as the deepest source), 8 or 16.")] = "same",
-    align: Annotated[
-        bool, typer.Option("--align", help="Estimate and undo an affine misalignment of the others.")
-    ] = False,
-    normalise: Annotated[
-        bool, typer.Option("--normalise", help="Stretch raw counts (14 bit thermal) robustly.")
-    ] = False,
+    depth: Depth = "same",
+    align: Align = False,
+    normalise: Normalise = False,
 ) -> None:
     """Fuse registered pictures of one scene into one."""
     from . import images
 
-    if depth not in ("same", "8", "16"):
-        raise InputError(f"--depth is same, 8 or 16, not {depth}.")
-    images.check_target(output, 16 if depth == "16" else 8)
+    images.check_target(output, 8 if depth == "same" else _depth(depth))
     read = [images.read(path, normalise) for path in sources]
     pixels = [image.pixels for image in read]
     deep = output.suffix.lower() in (".png", ".tif", ".tiff") and max(image.bits for image in read) > 8
@@ -155,8 +158,8 @@ def fuse(
 
         for k, moving in enumerate(pixels[1:], start=1):
             alignment = estimate(moving, pixels[0])
-            err.print(_plain(alignment.sentence), highlight=False)
-            pixels[k] = warp(moving, alignment)
+            pixels[k] = warp(moving, alignment)  # refuses, with the same sentence, what could not be aligned
+            err.print(_plain(alignment.sentence), highlight=False, soft_wrap=True)
     pipe = _pipeline(prior, device)
     fused = _run(
         pipe,
@@ -174,6 +177,64 @@ def fuse(
 
 
 @app.command()
+def batch(
+    sources: Annotated[list[Path], typer.Argument(help="A folder for each sensor, or one CSV with a row a scene.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the results and their manifest.")],
+    prior: Prior = "embedded",
+    likelihood: Likelihood = "salient",
+    sampler: Sampler = "ddim",
+    steps: Steps = None,
+    seed: Seed = 0,
+    device: Device = None,
+    contrast: Contrast = "keep",
+    colour: Colour = "auto",
+    depth: Depth = "same",
+    format: Annotated[str, typer.Option(help="png, tif, jpg or bmp.")] = "png",
+    batch_size: Annotated[int | None, typer.Option(help="Pictures of one size through the network together.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
+    align: Align = False,
+    normalise: Normalise = False,
+) -> None:
+    """Fuse folders of registered pictures, matched by name; goes on after a bad pair and lists it at the end."""
+    from .batch import batch as run_batch
+
+    bits: Any = depth if depth == "same" else _depth(depth)
+    with _progress() as bar:
+        task = bar.add_task("fusing", total=None)
+        result = run_batch(
+            sources[0] if len(sources) == 1 else sources,
+            output,
+            prior=prior,
+            device=device,
+            seed=seed,
+            resume=resume,
+            batch_size=batch_size,
+            depth=bits,
+            format=format,
+            normalise=normalise,
+            align=align,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            likelihood=likelihood,
+            sampler=sampler,
+            num_inference_steps=steps,
+            contrast=contrast,
+            colour=colour,
+        )
+    out.print(
+        f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed in "
+        f"{result.seconds:.1f} s, {result.network_share:.0%} of it fusing; {_plain(result.manifest)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for path in result.unmatched:
+        err.print(f"unmatched: {_plain(path)}", highlight=False, soft_wrap=True)
+    for name, sentence in result.failed.items():
+        err.print(f"{_plain(name)}: {_plain(sentence)}", highlight=False, soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("demo"),
     seed: Seed = 0,
@@ -187,7 +248,6 @@ def demo(
     from .colour import fused_colour, luma
     from .demo import save_scenes, side_by_side
 
-    folder.mkdir(parents=True, exist_ok=True)
     with err.status("drawing the scenes"):
         scenes = save_scenes(folder)
     pipe = _pipeline("embedded", device)
@@ -204,7 +264,9 @@ def demo(
 
 
 def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html: Path | None, per_image: bool) -> None:
-    out.print(evaluation.to_rich(per_image))
+    table = evaluation.to_rich(per_image)
+    needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
+    Console(width=max(needed, out.width)).print(table)  # whole: numbers cut to fit a narrow terminal are no numbers
     for note in evaluation.baseline_notes():
         out.print(_plain(note), highlight=False)
     for stem in evaluation.unmatched:

@@ -46,8 +46,12 @@ def load_prior(source: str | Path = "embedded", device: str | torch.device | Non
         The prior in float32, in evaluation mode.
 
     Raises:
-        InputError: no such prior, or a file that is not one. Pickled code is never run.
+        InputError: no such prior or device, or a file that is not one. Pickled code is never run.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"the device {device} is not one of this machine: choose cpu, or cuda if it has it") from error
     name = str(source)
     if name == "embedded":
         unet, scheduler = _from_folder(EMBEDDED, name)
@@ -73,7 +77,7 @@ def load_prior(source: str | Path = "embedded", device: str | torch.device | Non
         unet, scheduler = _from_folder(_snapshot(name), name)
     image_channels(unet)  # refuses what is not unconditional and pixel-space
     unet = unet.float().eval().requires_grad_(False).to(device or "cpu")
-    unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # convolutions are faster so, on CPU and GPU
+    unet.to(memory_format=torch.channels_last)  # convolutions are faster so, on CPU and GPU
     return Prior(unet, scheduler, name)
 
 

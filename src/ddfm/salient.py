@@ -75,7 +75,7 @@ def screened_poisson(x: Tensor, u: tuple[Tensor, Tensor], spectrum: Tensor, kapp
 
 
 def smooth(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, C, H, W) with borders mirrored at the edge; a wide one on a coarser grid, for next to nothing."""
+    """Gaussian blur of (B, C, H, W), mirrored at the edges; a wide one on a coarser grid, for next to nothing."""
     h, w = x.shape[-2:]
     factor = max(1, min(int(sigma / 2.5), h // 4, w // 4))
     coarse = F.interpolate(x, size=(-(-h // factor), -(-w // factor)), mode="area") if factor > 1 else x
@@ -96,8 +96,8 @@ def noise_std(s: Tensor) -> Tensor:
     """Standard deviation of the white noise in each picture: (B, 1, H, W) in [0, 1] -> (B, 1, 1, 1).
 
     Median absolute value of the finest diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994), per block of
-    32 x 32 pixels (fewer in a smaller picture) and then the lower quartile over blocks, so that texture is not taken for noise. Coefficients that
-    touch the ends of the range count for nothing: there noise is clipped away.
+    32 x 32 pixels (fewer in a smaller picture) and then the lower quartile over blocks, so that texture is not taken
+    for noise. Coefficients that touch the ends of the range count for nothing: there noise is clipped away.
     """
     h, w = (extent // 2 * 2 for extent in s.shape[-2:])
     a, b, c, d = s[..., :h:2, :w:2], s[..., :h:2, 1:w:2], s[..., 1:h:2, :w:2], s[..., 1:h:2, 1:w:2]
@@ -118,8 +118,8 @@ def superposition(sources: list[Tensor], scale: float = 10.0, edge_scale: float 
 
         b = c + sum_k w_k (s_k - c_k) / n_k
 
-    c_k is the source's background level (its median) and c their mean; w_k in (0, 1] its share of the strongest
-    source's local energy, with edges where the source has them; n_k = 1 + sum_{j != k} w_j corr+(s_j, s_k) counts how
+    c_k is the source's background level (its median) and c their mean; w_k in (0, 1] its local amplitude over the
+    strongest source's, with edges where the source has them; n_k = 1 + sum_{j != k} w_j corr+(s_j, s_k) counts how
     many sources see the same thing there. So what only one source sees enters whole, what all see enters once (equal
     sources give b = s), and a source with nothing to show enters not at all. The result is kept between
     max(0, 1 - sum (1 - s_k)) and min(1, sum s_k): black where all are black, white where all are white.
@@ -128,7 +128,7 @@ def superposition(sources: list[Tensor], scale: float = 10.0, edge_scale: float 
     details = [s - smooth(s, scale) for s in sources]
     energies = [smooth(detail.square(), scale) + flat for detail in details]
     strongest = torch.stack(energies).amax(dim=0)
-    weights = [snapped(e / strongest, s, edge_scale) for e, s in zip(energies, sources, strict=True)]
+    weights = [snapped((e / strongest).sqrt(), s, edge_scale) for e, s in zip(energies, sources, strict=True)]
 
     b = torch.stack(backgrounds).mean(dim=0)
     for k, source in enumerate(sources):
