@@ -113,8 +113,9 @@ def test_fuse_is_the_function(fuse, folder, prior):
 def test_fuse_is_reproducible_by_its_seed(fuse, folder):
     for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
         assert fuse("--seed", seed, output=name)[0] == 0
-    a, b, c = ((folder / name).read_bytes() for name in ("a.png", "b.png", "c.png"))
-    assert a == b != c
+    a, b, c = (255 * images.read(folder / name).pixels for name in ("a.png", "b.png", "c.png"))
+    assert np.abs(a - b).max() < 1.01 and np.abs(a - b).mean() < 0.01  # rounding may differ, with where memory lies
+    assert np.abs(a - c).mean() > 0.1
 
 
 @pytest.mark.parametrize("likelihood", ["salient", "paper", "released"])

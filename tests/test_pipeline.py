@@ -414,8 +414,8 @@ def test_several_samples_are_as_many_runs_with_one_generator(tiny_prior, pair, s
     together = tiny_prior(pair, num_samples=3, generator=torch.Generator().manual_seed(2), **options)
     generator = torch.Generator().manual_seed(2)
     runs = [tiny_prior(pair, generator=generator, **options).samples for _ in range(3)]
-    assert torch.equal(together.samples, torch.stack(runs))
-    assert not torch.equal(runs[0], runs[1])
+    torch.testing.assert_close(together.samples, torch.stack(runs), atol=1e-4, rtol=0)
+    assert (runs[0] - runs[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("pipe", ["tiny_prior", "tiny_rgb_pipe"])
@@ -559,7 +559,7 @@ def test_a_saved_pipeline_loads_and_fuses_the_same(request, pair, pipe, tmp_path
     loaded = DDFMPipeline.from_pretrained(tmp_path)
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.unet) is type(pipe.unet)
-    assert np.array_equal(fused_with_seed(loaded, pair), fused_with_seed(pipe, pair))
+    np.testing.assert_allclose(fused_with_seed(loaded, pair), fused_with_seed(pipe, pair), atol=1e-4)
 
 
 @pytest.fixture
@@ -571,7 +571,7 @@ def saved_prior(tiny_prior, tmp_path):
 
 def test_from_prior_reads_a_saved_pipeline_too(tiny_prior, pair, saved_prior):
     loaded = DDFMPipeline.from_prior(saved_prior)
-    assert np.array_equal(fused_with_seed(loaded, pair), fused_with_seed(tiny_prior, pair))
+    np.testing.assert_allclose(fused_with_seed(loaded, pair), fused_with_seed(tiny_prior, pair), atol=1e-4)
 
 
 def test_fuse_loads_a_prior_once(pair, saved_prior, monkeypatch):
@@ -599,7 +599,8 @@ def test_fuse_is_the_pipeline_with_a_seeded_generator(tiny_prior, colour_pair, s
         *colour_pair, prior=saved_prior, device="cpu", seed=0, num_inference_steps=3, likelihood=Paper(eta=1.0)
     )
     assert fused.dtype == np.float32
-    assert np.array_equal(fused, fused_with_seed(tiny_prior, colour_pair, likelihood=Paper(eta=1.0))[0])
+    expected = fused_with_seed(tiny_prior, colour_pair, likelihood=Paper(eta=1.0))[0]
+    np.testing.assert_allclose(fused, expected, atol=1e-4)
 
 
 def test_fuse_leaves_the_global_random_state_alone(pair, saved_prior):
