@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import __version__
@@ -31,7 +32,7 @@ Prior = Annotated[str, typer.Option(help="embedded, openai-256, a .pt file, a di
 Likelihood = Annotated[str, typer.Option(help="salient (ours), paper (as printed) or released (the authors' code).")]
 Sampler = Annotated[str, typer.Option(help="ddim, ddpm (ancestral) or dpm++ (second order).")]
 Steps = Annotated[int | None, typer.Option(help="Reverse steps; the likelihood's own number if not given.")]
-Seed = Annotated[int, typer.Option(help="Of the noise; the same seed gives the same picture.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise; the same seed gives the same picture.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA is taken where there is one.")]
 Contrast = Annotated[str, typer.Option(help="keep, or minmax to stretch the result to the full range.")]
 Colour = Annotated[str, typer.Option(help="Whose colour: auto, grey, first or second.")]
@@ -69,7 +70,7 @@ def main() -> None:
 
 def _plain(text: object) -> str:
     """Without rich's markup: file names may hold brackets."""
-    return str(text).replace("[", "\\[")
+    return escape(str(text))
 
 
 def _version(asked: bool) -> None:
@@ -148,6 +149,8 @@ def fuse(
     from . import images
 
     images.check_target(output, 8 if depth == "same" else _depth(depth))
+    if output.resolve() in [path.resolve() for path in sources]:
+        raise InputError(f"{output} is one of the sources: give the result another name.")
     read = [images.read(path, normalise) for path in sources]
     pixels = [image.pixels for image in read]
     deep = output.suffix.lower() in (".png", ".tif", ".tiff") and max(image.bits for image in read) > 8

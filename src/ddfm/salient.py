@@ -118,11 +118,12 @@ def superposition(sources: list[Tensor], scale: float = 10.0, edge_scale: float 
 
         b = c + sum_k w_k (s_k - c_k) / n_k
 
-    c_k is the source's background level (its median) and c their mean; w_k in (0, 1] its local amplitude over the
-    strongest source's, with edges where the source has them; n_k = 1 + sum_{j != k} w_j corr+(s_j, s_k) counts how
-    many sources see the same thing there. So what only one source sees enters whole, what all see enters once (equal
-    sources give b = s), and a source with nothing to show enters not at all. The result is kept between
-    max(0, 1 - sum (1 - s_k)) and min(1, sum s_k): black where all are black, white where all are white.
+    c_k is the source's background level (its median), c their mean weighted by how much each source shows; w_k in
+    (0, 1] its local amplitude over the strongest source's, with edges where the source has them; n_k = 1 +
+    sum_{j != k} w_j corr+(s_j, s_k) counts how many sources see the same thing there. So what only one source sees
+    enters whole, what all see enters once (equal sources give b = s), and a source with nothing to show enters not at
+    all. The result is kept between max(0, 1 - sum (1 - s_k)) and min(1, sum s_k): black where all are black, white
+    where all are white.
     """
     backgrounds = [s.flatten(1).median(dim=1).values.view(-1, 1, 1, 1) for s in sources]
     details = [s - smooth(s, scale) for s in sources]
@@ -130,7 +131,8 @@ def superposition(sources: list[Tensor], scale: float = 10.0, edge_scale: float 
     strongest = torch.stack(energies).amax(dim=0)
     weights = [snapped((e / strongest).sqrt(), s, edge_scale) for e, s in zip(energies, sources, strict=True)]
 
-    b = torch.stack(backgrounds).mean(dim=0)
+    shows = torch.stack([e.mean(dim=(-3, -2, -1), keepdim=True).sqrt() for e in energies])
+    b = (shows * torch.stack(backgrounds)).sum(dim=0) / shows.sum(dim=0)
     for k, source in enumerate(sources):
         seen_by = torch.ones_like(source)
         for j in range(len(sources)):
@@ -139,6 +141,13 @@ def superposition(sources: list[Tensor], scale: float = 10.0, edge_scale: float 
                 seen_by = seen_by + weights[j] * (covariance / (energies[j] * energies[k]).sqrt()).clamp(0, 1)
         b = b + weights[k] * (source - backgrounds[k]) / seen_by
     return within_bounds(b, sources)
+
+
+def disagreement(sources: list[Tensor], b: Tensor, scale: float = 10.0) -> Tensor:
+    """How far the sources' structures lie from that of b, root mean square over sources and a neighbourhood of 5 px."""
+    structure = b - smooth(b, scale)
+    squares = [(s - smooth(s, scale) - structure).square() for s in sources]
+    return smooth(torch.stack(squares).mean(dim=0), 5.0).sqrt()
 
 
 def snapped(weight: Tensor, guide: Tensor, sigma: float, flat: float = 1e-4) -> Tensor:
@@ -178,6 +187,7 @@ class SalientState:
     b: Tensor
     g: tuple[Tensor, Tensor]
     u: tuple[Tensor, Tensor]  # ~ grad k
+    disagreement: Tensor  # there b is less certain, and the prior has more to say
     noise: Tensor  # std of the sources' noise beyond the floor, the largest, (B, 1, 1, 1)
     spectrum: Tensor
 
@@ -207,7 +217,8 @@ class Salient:
         noise = [(noise_std((s + 1) / 2).square() - NOISE_FLOOR**2).clamp_min(0).sqrt() for s in sources]
         clean = [self._clean(s, n, denoise) for s, n in zip(sources, noise, strict=True)]
         b, g = superposition(clean), strongest_gradient(clean)
-        return SalientState(clean, b, g, g, torch.stack(noise).amax(dim=0), laplacian_spectrum(b))
+        level = torch.stack(noise).amax(dim=0)
+        return SalientState(clean, b, g, g, disagreement(clean, b), level, laplacian_spectrum(b))
 
     def _clean(self, source: Tensor, noise: Tensor, denoise: Denoiser | None) -> Tensor:
         """[-1, 1] to [0, 1], noisy pictures to the prior's E[clean | noisy].
@@ -231,7 +242,7 @@ class Salient:
         f = (x0 + 1) / 2
         k = screened_poisson(f, state.u, state.spectrum, self.kappa)
         dk = gradient(k)
-        inv_m = self.intensity * self.e_step(k - state.b)
+        inv_m = self.intensity * self.e_step(k - state.b, state.disagreement)
         inv_n = [self.gradient * self.e_step(d - g) for d, g in zip(dk, state.g, strict=True)]
         tie = self.eta * self.kappa
         ux, uy = ((2 * w * g + tie * d) / (2 * w + tie) for w, g, d in zip(inv_n, state.g, dk, strict=True))
@@ -240,6 +251,6 @@ class Salient:
         f_new = within_bounds((data + pull * f) / (1 + pull), state.sources)
         return 2 * f_new - 1, replace(state, u=(ux, uy))
 
-    def e_step(self, residual: Tensor) -> Tensor:
+    def e_step(self, residual: Tensor, uncertainty: Tensor | float = 0.0) -> Tensor:
         """E[1/m] of the scale mixture, up to the Laplace scale: 1 / |r|, rounded below the tolerance."""
-        return (residual.square() + self.tolerance**2).rsqrt()
+        return (residual.square() + self.tolerance**2 + torch.as_tensor(uncertainty).square()).rsqrt()
