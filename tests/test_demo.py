@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 from ddfm import images
-from ddfm.demo import head_phantom, night_street, save_scenes, side_by_side
+from ddfm.demo import save_scenes, side_by_side
+from ddfm.demo_head import head_phantom
+from ddfm.demo_street import night_street
 from ddfm.errors import InputError
 
 SMALL = (240, 320)
