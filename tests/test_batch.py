@@ -518,12 +518,13 @@ def test_killed_fifty_times_it_resumes_to_the_same(scenes, prior, tmp_path):
 @FORK
 def test_interrupted_it_finishes_what_it_writes_and_stops(scenes, prior, tmp_path):
     common = {"prior": prior, "likelihood": "paper", "num_inference_steps": 50}
-    process = in_a_process(scenes, tmp_path / "out", **common)
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("out/*.png")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGINT)
-    process.join(10)
+
+    def interrupt_after_two(done, total):
+        if done >= 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    process = in_a_process(scenes, tmp_path / "out", progress=interrupt_after_two, **common)
+    process.join(120)
     assert process.exitcode == 1  # KeyboardInterrupt, not a hang
     done = files(tmp_path / "out")
     assert 0 < len(done) < 5
