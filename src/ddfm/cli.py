@@ -244,12 +244,11 @@ def demo(
     device: Device = None,
 ) -> None:
     """Make a night street and a head phantom, fuse both pairs, and show the results side by side."""
-    import numpy as np
-
     from . import images
     from .baselines import average
     from .colour import fused_colour, luma
     from .demo import save_scenes, side_by_side
+    from .demo_draw import to_uint8
 
     with err.status("drawing the scenes"):
         scenes = save_scenes(folder)
@@ -259,7 +258,7 @@ def demo(
         fused = _run(pipe, list(pair), seed, name)
         images.write(folder / f"{name}_fused.png", fused)
         plain = fused_colour(average([luma(picture) for picture in pair]), pair)
-        eight_bits = [np.rint(picture * 255).astype(np.uint8) for picture in (*pair, plain, fused)]
+        eight_bits = [to_uint8(picture) for picture in (*pair, plain, fused)]
         panels = side_by_side(eight_bits, [*labels, "average", "ddfm"])
         images.write(folder / f"{name}_side_by_side.png", panels)
         for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
