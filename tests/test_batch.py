@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_sources_are_aligned_where_asked(scenes, prior, tmp_path, monkeypatch):
     def unsure(moving, fixed):
         if fixed.shape == (17, 41):
             raise InputError("The pictures cannot be aligned with confidence.")
-        return "alignment"
+        return SimpleNamespace(sentence="It was off.")
 
     monkeypatch.setattr("ddfm.align.align", unsure)
     monkeypatch.setattr("ddfm.align.warp", lambda moving, alignment: np.zeros_like(moving))
@@ -256,7 +257,7 @@ def test_noise_is_of_the_seed_and_the_name():
 
 
 def test_reading_goes_on_beside_the_network(scenes, prior, tmp_path, monkeypatch):
-    read, call = images.read, DDFMPipeline.__call__
+    read, call = images.read_any, DDFMPipeline.__call__
 
     def slow_read(path, normalise=False):
         time.sleep(0.1)
@@ -267,7 +268,7 @@ def test_reading_goes_on_beside_the_network(scenes, prior, tmp_path, monkeypatch
         return call(self, *args, **kwargs)
 
     slow_call.__signature__ = inspect.signature(call)
-    monkeypatch.setattr(images, "read", slow_read)
+    monkeypatch.setattr(images, "read_any", slow_read)
     monkeypatch.setattr(DDFMPipeline, "__call__", slow_call)
     result = batch(scenes, tmp_path / "out", prior=prior, **QUICK)
     assert len(result.fused) == 5

@@ -13,8 +13,10 @@ from conftest import made_picture
 
 import ddfm.cli
 import ddfm.pipeline
-from ddfm import images
+from ddfm import images, medical
 from ddfm.cli import main
+from ddfm.colour import luma
+from ddfm.tiling import OVERLAP
 
 SIZE = (33, 46)
 
@@ -144,9 +146,38 @@ def test_grey_sources_give_a_grey_file(fuse, folder):
     assert PIL.Image.open(folder / "fused.png").mode == "L"
 
 
-def test_three_sources(fuse, folder):
-    images.write(folder / "other.png", made_picture(*SIZE, seed=5) / 255)
-    assert fuse(sources=("ir.png", "vis.png", "other.png"))[0] == 0
+@pytest.mark.parametrize("coloured_ones", [(), (2,), (1, 2), (0, 1, 2)], ids=["none", "one", "two", "all"])
+def test_three_sources(fuse, folder, prior, coloured_ones):
+    names = ("a.png", "b.png", "c.png")
+    for k, name in enumerate(names):
+        images.write(folder / name, coloured(k) if k in coloured_ones else made_picture(*SIZE, seed=k) / 255)
+    assert fuse("--steps", 2, sources=names)[0] == 0
+    fused = images.read(folder / "fused.png").pixels
+    assert fused.ndim == (3 if coloured_ones else 2)
+    paths = [folder / name for name in names]
+    expected = ddfm.pipeline.fuse(*paths, prior=prior, device="cpu", num_inference_steps=2)
+    np.testing.assert_allclose(fused, expected, atol=0.51 / 255)
+    assert fuse("--steps", 2, sources=names[:2], output="two.png")[0] == 0
+    assert np.abs(luma(images.read(folder / "two.png").pixels) - luma(fused)).mean() > 0.01  # the third one counts
+
+
+@pytest.mark.parametrize(
+    "options, tile, overlap",
+    [
+        (("--tile", 16, "--overlap", 8), 16, 8),
+        (("--tile", 40), 40, OVERLAP),
+        (("--tile", "none"), None, OVERLAP),
+        ((), "auto", OVERLAP),
+    ],
+)
+def test_tiles_are_those_of_the_function(fuse, folder, prior, options, tile, overlap):
+    common = {"prior": prior, "device": "cpu", "likelihood": "paper", "num_inference_steps": 3}
+    sources = folder / "ir.png", folder / "vis.png"
+    assert fuse("--likelihood", "paper", "--steps", 3, *options)[0] == 0
+    expected = ddfm.pipeline.fuse(*sources, tile=tile, tile_overlap=overlap, **common)
+    np.testing.assert_allclose(images.read(folder / "fused.png").pixels, expected, atol=0.51 / 255)
+    if isinstance(tile, int):
+        assert np.abs(expected - ddfm.pipeline.fuse(*sources, tile=None, **common)).max() > 20 / 255  # tiled at all
 
 
 @pytest.mark.parametrize(
@@ -256,6 +287,12 @@ BAD_OPTIONS = {
     "no step": ("--steps", "0"),
     "steps in words": ("--steps", "six"),
     "too many steps": ("--steps", "1001"),
+    "tile in words": ("--tile", "large"),
+    "no tile": ("--tile", "0"),
+    "tile below nothing": ("--tile", "-16"),
+    "tile that the network does not take": ("--tile", "18"),
+    "overlap below nothing": ("--overlap", "-1"),
+    "overlap as large as the tile": ("--tile", "16", "--overlap", "16"),
     "device": ("--device", "gpu"),
     "unknown option": ("--bogus",),
     "prior": ("--prior", "no/such/prior"),
@@ -328,6 +365,85 @@ def test_a_bug_keeps_its_traceback(fuse, monkeypatch):
         fuse()
 
 
+# ---------------------------------------------------------------------------------------------------------- volumes
+
+
+@pytest.fixture
+def volumes(folder):
+    """mri.nii.gz, int16, and pet.nii, float32 in other units: 4 slices; what they hold, (X, Y, Z)."""
+    nibabel = pytest.importorskip("nibabel")
+    mri, pet = (np.stack([made_picture(*SIZE, seed=s + k).T for k in range(4)], axis=-1) for s in (1, 9))
+    affine = np.array([[2, 0, 0, -10], [0, 1.5, 0.2, 5], [0, -0.2, 3, 7], [0, 0, 0, 1]])
+    for name, values in (("mri.nii.gz", mri.astype(np.int16) - 300), ("pet.nii", pet.astype(np.float32) / 7)):
+        image = nibabel.Nifti1Image(values, affine)
+        image.header.set_xyzt_units("mm", "sec")
+        nibabel.save(image, folder / name)
+    return folder
+
+
+def test_volumes_are_fused_with_geometry_and_unit(fuse, volumes, prior):
+    import nibabel
+
+    before = listing(volumes)
+    code, out, _ = fuse("--steps", 2, "--seed", 3, sources=("mri.nii.gz", "pet.nii"), output="f.nii.gz")
+    assert (code, out.strip()) == (0, str(volumes / "f.nii.gz"))
+    assert listing(volumes) == sorted([*before, "f.nii.gz"])
+    mri, fused = (nibabel.load(volumes / name) for name in ("mri.nii.gz", "f.nii.gz"))
+    np.testing.assert_allclose(fused.affine, mri.affine, atol=1e-6)
+    assert fused.shape == mri.shape == (*SIZE[::-1], 4) and fused.header.get_xyzt_units() == ("mm", "sec")
+    slices = [medical.read_volume(volumes / name) for name in ("mri.nii.gz", "pet.nii")]
+    expected = ddfm.pipeline.fuse(
+        *(image.pixels[2] for image in slices), prior=prior, device="cpu", seed=3, num_inference_steps=2
+    )
+    expected = slices[0].restore(expected)
+    np.testing.assert_allclose(fused.get_fdata()[..., 2].T, expected, atol=1e-3 * np.ptp(mri.get_fdata()))
+
+
+@pytest.mark.parametrize(
+    "sources, output, words",
+    [
+        (("mri.nii.gz", "ir.png"), "f.nii.gz", ("ir.png is a picture", "mri.nii.gz is a volume of 4 slices")),
+        (("mri.nii.gz", "short.nii"), "f.nii.gz", ("short.nii is 46x33x3", "mri.nii.gz is 46x33x4")),
+        (("mri.nii.gz", "pet.nii"), "f.png", ("f.png", "volumes")),
+        (("mri.nii.gz", "pet.nii"), "f.dcm", ("DICOM source",)),
+        (("mri.nii.gz", "pet.nii"), "pet.nii", ("one of the sources",)),
+        (("ir.png", "vis.png"), "f.nii", ("NIfTI source",)),
+    ],
+)
+def test_volumes_that_do_not_fit_are_refused_before_the_work(fuse, volumes, monkeypatch, sources, output, words):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(np.zeros((*SIZE[::-1], 3)), np.eye(4)), volumes / "short.nii")
+    monkeypatch.setattr(ddfm.cli, "_pipeline", lambda *args: pytest.fail("the prior was loaded"))
+    before = listing(volumes)
+    said = complaint(fuse(sources=sources, output=output))
+    assert all(word in said for word in words)
+    assert listing(volumes) == before
+
+
+def test_volumes_are_not_aligned(fuse, volumes):
+    assert "only pictures" in complaint(fuse("--align", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
+
+
+@pytest.mark.parametrize("where", ["ddfm.medical._encode_nifti", "ddfm.images.os.replace"])
+def test_an_interrupted_volume_leaves_nothing(fuse, volumes, monkeypatch, where):
+    monkeypatch.setattr(where, interrupt)
+    before = listing(volumes)
+    code, out, err = fuse("--steps", 1, sources=("mri.nii.gz", "pet.nii"), output="f.nii.gz")
+    assert (code, out, err.strip().splitlines()[-1]) == (130, "", "interrupted")
+    assert listing(volumes) == before
+
+
+def test_a_volume_interrupted_between_slices_leaves_nothing(fuse, volumes, monkeypatch):
+    calls, denoise = [], ddfm.pipeline.denoise
+    monkeypatch.setattr(
+        ddfm.pipeline, "denoise", lambda *args: calls.append(1) or (interrupt if len(calls) > 5 else denoise)(*args)
+    )
+    before = listing(volumes)
+    assert fuse("--steps", 2, sources=("mri.nii.gz", "pet.nii"), output="f.nii.gz")[0] == 130
+    assert len(calls) == 6 and listing(volumes) == before
+
+
 # ------------------------------------------------------------------------------------------------------- interrupts
 
 
@@ -335,7 +451,7 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["ddfm.pipeline.denoise", "ddfm.images.read", "ddfm.images.os.replace"])
+@pytest.mark.parametrize("where", ["ddfm.pipeline.denoise", "ddfm.images.read_any", "ddfm.images.os.replace"])
 def test_ctrl_c_ends_cleanly_wherever_it_comes(fuse, folder, monkeypatch, where):
     monkeypatch.setattr(where, interrupt)
     before = listing(folder)
@@ -434,6 +550,15 @@ def test_bench_fuses_measures_and_times(ddfm_, sets, prior):
     methods = json.loads((sets / "t.json").read_text())["methods"]
     assert [m["name"] for m in methods][:2] == ["salient", "released"] and methods[0]["seconds_per_pair"] > 0
     assert (sets / "t.html").stat().st_size > 1000 and (sets / "t.csv").exists()
+
+
+def test_bench_in_tiles(ddfm_, sets, prior, monkeypatch):
+    tiles, denoise = [], ddfm.pipeline.denoise
+    monkeypatch.setattr(ddfm.pipeline, "denoise", lambda *args: tiles.append(args[4:6]) or denoise(*args))
+    folders = ("--sources", sets / "ir", "--sources", sets / "vis", "--metrics", "EN", "--steps", 1)
+    assert ddfm_("bench", *folders, "--prior", prior, "--tile", 16, "--overlap", 4)[0] == 0
+    assert set(tiles) == {(16, 4)}
+    assert "--tile is auto, none" in complaint(ddfm_("bench", *folders, "--prior", prior, "--tile", "large"))
 
 
 def test_bench_refuses_an_unknown_likelihood(ddfm_, sets, prior):

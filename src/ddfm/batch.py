@@ -9,15 +9,14 @@ import csv
 import hashlib
 import inspect
 import io
-import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +26,12 @@ from .errors import InputError
 from .evaluate import SUFFIXES, pair_by_stem
 from .likelihood import LIKELIHOODS
 from .manifest import Manifest, sha256
-from .pipeline import SMALLEST, DDFMPipeline
+from .pipeline import DDFMPipeline
+from .scene import Depth, Progress, Scene, fuse_pictures
 
 MANIFEST = "manifest.jsonl"
 GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded
 WRITES_WAITING = 2  # groups
-
-Progress = Callable[[float, int], None]  # (pictures done, a fraction for the group in the network; pictures in all)
 
 
 @dataclass
@@ -61,26 +59,28 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Pictures to fuse; `error` says what is wrong with its row of the CSV."""
+    """Pictures to fuse, or volumes; `error` says what is wrong with its row of the CSV."""
 
     name: str
     sources: list[Path]
     output: Path
+    volume_output: Path  # if they turn out to be volumes
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A pair on its way: its files' hashes and pictures.
+    """A pair on its way: its files' hashes and what was read of them.
 
     A complete one comes along only to make up the group that it was in, and is read only if that has anything to do.
     """
 
     pair: _Pair
     hashes: list[str]
-    kind: list[int]  # height, width, dimensions of each source: jobs of one kind can go together
+    kind: list[int]  # height, width, dimensions of each source: jobs of one kind can go together; [] of a volume: alone
+    output: Path
     complete: bool
-    sources: list[images.Image] | None
+    scene: Scene | None
 
 
 def batch(
@@ -92,7 +92,7 @@ def batch(
     seed: int = 0,
     resume: bool = False,
     batch_size: int | None = None,
-    depth: int | Literal["same"] = "same",
+    depth: Depth = "same",
     format: str = "png",
     normalise: bool = False,
     align: bool = False,
@@ -101,7 +101,8 @@ def batch(
 ) -> BatchResult:
     """Fuse folders of registered pictures, each pair to `out_dir/<stem>.<format>`, with a manifest beside them.
 
-    A pair that cannot be read, aligned or written is listed in the result and the others go on.
+    Volumes go to `out_dir/<stem>` with the extension of their first source, unless `format` is one of volumes. A pair
+    that cannot be read, aligned or written is listed in the result and the others go on.
 
     Args:
         pairs: Two or more folders, a sensor each, whose pictures are matched by name without extension; or a CSV file
@@ -116,9 +117,9 @@ def batch(
         batch_size: Pictures of one size that go through the network together; None for 1 on the CPU, else 8.
         depth: Bits of the results: "same" (16 if a source has more than 8 and the format holds them), 8, 16 or 32.
         format: Extension of the results, as in `images.write`.
-        normalise: As in `images.read`.
-        align: Estimate an affine misalignment of the second and further sources and undo it, see `align.align`.
-        progress: Called with (pictures done, pictures in all) after each step of the network; done may be fractional.
+        normalise: As in `Scene.read`.
+        align: As in `Scene.read`.
+        progress: Called with (pictures done, pictures in all) while the network works; done may be fractional.
         options: Further arguments of `DDFMPipeline.__call__`: likelihood, sampler, colour, tile ...
 
     Raises:
@@ -166,7 +167,7 @@ class _Run:
 
     manifest: Manifest
     result: BatchResult
-    depth: int | Literal["same"]
+    depth: Depth
     normalise: bool
     align: bool
     together: int
@@ -176,7 +177,6 @@ class _Run:
     ) -> None:
         """Reader thread -> network, in this thread -> writer thread; one group ahead, two behind."""
         result, computed, network, start = self.result, 0, 0.0, time.perf_counter()
-        samples = options.get("num_samples", 1)
 
         def report(under_way: float = 0.0) -> None:
             if progress:
@@ -191,33 +191,19 @@ class _Run:
             while (group := coming.result()) is not None:
                 coming = reader.submit(next, groups, None)
                 new = sum(not job.complete for job in group)
-                steps = itertools.count(1)
 
-                def step(
-                    pipe: DDFMPipeline,
-                    i: int,
-                    t: int,
-                    tensors: dict[str, Any],
-                    new: int = new,
-                    steps: Iterator[int] = steps,
-                ) -> None:
-                    report(new * next(steps) / (pipe.num_timesteps * samples))
+                def step(done: float, total: int, new: int = new) -> None:
+                    report(new * done / total)
 
                 began = time.perf_counter()
-                sensors = zip(*([image.pixels for image in job.sources or []] for job in group), strict=True)
-                fused = pipe(
-                    [list(pictures) for pictures in sensors],
-                    generator=[picture_generator(seed, job.pair.name) for job in group],
-                    callback_on_step_end=step,
-                    output_type="np",
-                    **options,
-                ).images
+                fused = self.network(pipe, group, seed, step, options)
                 seconds = time.perf_counter() - began
                 network += seconds
                 computed += new
-                if len(writes) == WRITES_WAITING:
+                writes.append(writer.submit(self.write, group, fused, seconds / len(group)))
+                # A volume is large: it is written before the next one is asked for.
+                while len(writes) > (WRITES_WAITING if group[0].kind else 0):
                     writes.popleft().result()
-                writes.append(writer.submit(self.write, group, np.asarray(fused), seconds / len(group)))
                 report()
             for write in writes:
                 write.result()
@@ -226,6 +212,16 @@ class _Run:
         report()
         result.seconds = time.perf_counter() - start
         result.network_share = network / result.seconds
+
+    def network(
+        self, pipe: DDFMPipeline, group: list[_Job], seed: int, progress: Progress, options: dict[str, Any]
+    ) -> np.ndarray:
+        """The fused pictures of a group, (B, H, W) or (B, H, W, 3), or its only volume, (1, S, H, W)."""
+        scenes = [job.scene for job in group if job.scene is not None]  # all of them, see `groups`
+        generators = [picture_generator(seed, job.pair.name) for job in group]
+        if scenes[0].is_volume:
+            return scenes[0].fuse(pipe, generators[0].initial_seed(), progress, **options)[None]
+        return fuse_pictures(pipe, scenes, generators, progress, **options)
 
     def jobs(self, pairs: list[_Pair]) -> Iterator[_Job]:
         """The pairs in order, read unless they are complete; those that cannot be read are left out and listed."""
@@ -236,53 +232,39 @@ class _Run:
                 self.result.failed[pair.name] = str(error)
                 continue
             if job.complete:
-                self.result.skipped.append(pair.output)
+                self.result.skipped.append(job.output)
             yield job
 
     def job(self, pair: _Pair) -> _Job:
         if pair.error is not None:
             raise InputError(pair.error)
         hashes = [sha256(path) for path in pair.sources]
-        line = self.manifest.complete(pair.name, pair.output, hashes)
-        if line is not None:
-            return _Job(pair, hashes, line["kind"], complete=True, sources=None)
-        images.check_target(pair.output)
-        sources = self.read(pair)
-        kind = [*sources[0].pixels.shape[:2], *(image.pixels.ndim for image in sources)]
-        return _Job(pair, hashes, kind, complete=False, sources=sources)
+        for output in {pair.output, pair.volume_output}:
+            if line := self.manifest.complete(pair.name, output, hashes):
+                return _Job(pair, hashes, line["kind"], output, complete=True, scene=None)
+        scene = self.read(pair)
+        output = pair.volume_output if scene.is_volume else pair.output
+        scene.check_target(output, self.depth)
+        kind = [*scene.sources[0].pixels.shape[:2], *(image.pixels.ndim for image in scene.sources)]
+        return _Job(pair, hashes, [] if scene.is_volume else kind, output, complete=False, scene=scene)
 
-    def read(self, pair: _Pair) -> list[images.Image]:
-        sources = [images.read(path, self.normalise) for path in pair.sources]
-        if self.align:
-            from .align import align, warp
-
-            for k, moving in enumerate(sources[1:], start=1):
-                alignment = align(moving.pixels, sources[0].pixels)
-                sources[k] = replace(moving, pixels=warp(moving.pixels, alignment))
-        sizes = [f"{image.pixels.shape[1]}x{image.pixels.shape[0]}" for image in sources]
-        for path, size in zip(pair.sources, sizes, strict=True):
-            if size != sizes[0]:
-                raise InputError(
-                    f"{images.quoted(path)} is {size} but {images.quoted(pair.sources[0])} is {sizes[0]}; "
-                    "register them to one size first."
-                )
-        if min(sources[0].pixels.shape[:2]) < SMALLEST:
-            raise InputError(
-                f"{images.quoted(pair.sources[0])} is {sizes[0]}; at least {SMALLEST}x{SMALLEST} is needed."
-            )
-        return sources
+    def read(self, pair: _Pair) -> Scene:
+        return Scene.read(pair.sources, self.normalise, self.align)
 
     def groups(self, jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
         """Jobs of one kind, up to `together`, those of groups that have anything to do; all read."""
         for group in self.planned(jobs):
             if not all(job.complete for job in group):
-                yield [job if job.sources else replace(job, sources=self.read(job.pair)) for job in group]
+                yield [job if job.scene else replace(job, scene=self.read(job.pair)) for job in group]
 
     def planned(self, jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
         """The groups. They depend on the pairs alone, not on what is complete: the same network calls, bit for bit."""
         waiting: dict[tuple[int, ...], list[_Job]] = {}
         pixels = 0
         for job in jobs:
+            if not job.kind:
+                yield [job]
+                continue
             kind, size = tuple(job.kind), job.kind[0] * job.kind[1]
             waiting.setdefault(kind, []).append(job)
             pixels += size
@@ -298,30 +280,31 @@ class _Run:
     def write(self, group: list[_Job], pictures: np.ndarray, seconds: float) -> None:
         """First the file, then its line in the manifest: what has a line is whole."""
         for job, picture in zip(group, pictures, strict=True):
-            pair, sources = job.pair, job.sources or []
-            if job.complete:
+            if job.complete or job.scene is None:
                 continue
             try:
-                images.write(pair.output, picture, self.bits(pair, sources), like=_like(pair, sources))
+                job.scene.write(job.output, picture, self.depth)
             except InputError as error:
-                self.result.failed[pair.name] = str(error)
+                self.result.failed[job.pair.name] = str(error)
                 continue
             self.manifest.add(
-                pair.name, pair.output, pair.sources, job.hashes, kind=job.kind, seconds=round(seconds, 3)
+                job.pair.name, job.output, job.pair.sources, job.hashes, kind=job.kind, seconds=round(seconds, 3)
             )
-            self.result.fused.append(pair.output)
-
-    def bits(self, pair: _Pair, sources: list[images.Image]) -> int:
-        if self.depth != "same":
-            return self.depth
-        deep = pair.output.suffix.lower() in (".png", ".tif", ".tiff") and max(image.bits for image in sources) > 8
-        return 16 if deep else 8
+            self.result.fused.append(job.output)
 
 
 def _settings(pipe: DDFMPipeline, options: dict[str, Any]) -> dict[str, Any]:
     """What the result depends on, defaults spelt out: the options of the pipeline, the prior's weights, the version."""
     known = inspect.signature(DDFMPipeline.__call__).parameters.values()
-    own = {"self", "sources", "latents", "generator", "output_type", "callback_on_step_end"}  # not the caller's
+    own = {
+        "self",
+        "sources",
+        "latents",
+        "generator",
+        "output_type",
+        "callback_on_step_end",
+        "progress",
+    }  # not the caller's
     values = {parameter.name: parameter.default for parameter in known if parameter.name not in own}
     if wrong := options.keys() - values.keys():
         raise InputError(f"A batch has no option {min(wrong)!r}; it has {', '.join(values)}.")
@@ -344,7 +327,11 @@ def _from_folders(folders: list[Path], out: Path, suffix: str) -> tuple[list[_Pa
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise InputError(f"The results cannot go to {images.quoted(out)}: it is a folder of sources.")
     matched, unmatched = pair_by_stem(folders)
-    return [_Pair(stem, paths, out / f"{stem}{suffix}") for stem, paths in matched.items()], unmatched
+    pairs = [
+        _Pair(stem, paths, out / f"{stem}{suffix}", out / f"{stem}{_volume_suffix(suffix, paths[0])}")
+        for stem, paths in matched.items()
+    ]
+    return pairs, unmatched
 
 
 def _from_csv(path: Path, out: Path, suffix: str) -> list[_Pair]:
@@ -364,8 +351,9 @@ def _from_csv(path: Path, out: Path, suffix: str) -> list[_Pair]:
     for pair in pairs:
         if pair.name in taken:
             raise InputError(f"{name} has two rows that write {images.quoted(pair.output)}: give each an `output`.")
-        if pair.output.resolve() in sources:
-            raise InputError(f"{name} would write {images.quoted(pair.output)} over a source.")
+        for output in (pair.output, pair.volume_output):
+            if output.resolve() in sources:
+                raise InputError(f"{name} would write {images.quoted(output)} over a source.")
         taken.add(pair.name)
     return pairs
 
@@ -373,9 +361,10 @@ def _from_csv(path: Path, out: Path, suffix: str) -> list[_Pair]:
 def _from_row(row: dict[str, Any], number: int, sensors: list[str], path: Path, out: Path, suffix: str) -> _Pair:
     files = [row[column] or "" for column in sensors]
     name = row.get("output") or _stem(Path(files[0]).name) or f"row {number}"
-    if _stem(name) != name:
-        suffix = name[len(_stem(name)) :]
-    pair = _Pair(_stem(name), [path.parent / file for file in files], out / f"{_stem(name)}{suffix}")
+    stem, volume_suffix = _stem(name), _volume_suffix(suffix, Path(files[0]))
+    if stem != name:
+        suffix = volume_suffix = name[len(stem) :]
+    pair = _Pair(stem, [path.parent / file for file in files], out / f"{stem}{suffix}", out / f"{stem}{volume_suffix}")
     if not all(files) or None in row:
         return replace(pair, error=f"Row {number} of {images.quoted(path)} needs {len(sensors)} sources.")
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -389,10 +378,9 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def _like(pair: _Pair, sources: list[images.Image]) -> images.Image:
-    """The source whose geometry (of a DICOM or NIfTI file), profile and resolution the result takes."""
-    medical = images.is_medical(pair.output)
-    return next((s for s in sources if (s.header is not None if medical else s.pixels.ndim == 3)), sources[0])
+def _volume_suffix(suffix: str, source: Path) -> str:
+    """Of the file for a volume: that of its source if the format is one of pictures."""
+    return suffix if images.is_medical(f"x{suffix}") else source.name[len(_stem(source.name)) :]
 
 
 def _make(folder: Path) -> None:

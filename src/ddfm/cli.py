@@ -15,6 +15,7 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .evaluate import Evaluation
     from .pipeline import DDFMPipeline
+    from .scene import Scene
 
 app = typer.Typer(
     help="Fuse registered images of several sensors by posterior sampling with a diffusion prior (DDFM).",
@@ -36,6 +37,8 @@ Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise; the
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA is taken where there is one.")]
 Contrast = Annotated[str, typer.Option(help="keep, or minmax to stretch the result to the full range.")]
 Colour = Annotated[str, typer.Option(help="Whose colour: auto, grey, first or second.")]
+Tile = Annotated[str, typer.Option(help="Large pictures in tiles: auto (by the free memory), none or pixels a side.")]
+Overlap = Annotated[int, typer.Option(min=0, help="Pixels that neighbouring tiles share.")]
 Depth = Annotated[str, typer.Option(help="Bits of the result: same (as the deepest source), 8 or 16.")]
 Align = Annotated[bool, typer.Option("--align", help="Estimate and undo an affine misalignment of the others.")]
 Normalise = Annotated[bool, typer.Option("--normalise", help="Stretch raw counts (14 bit thermal) robustly.")]
@@ -108,31 +111,36 @@ def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
     return pipe
 
 
-def _depth(depth: str) -> int:
-    if depth not in ("8", "16"):
+def _depth(depth: str) -> Any:
+    if depth not in ("same", "8", "16"):
         raise InputError(f"--depth is same, 8 or 16, not {depth}.")
-    return int(depth)
+    return depth if depth == "same" else int(depth)
 
 
-def _run(pipe: "DDFMPipeline", sources: list[Any], seed: int, label: str, **options: Any) -> Any:
-    """One fusion with a progress bar over its steps; the picture as an array."""
-    import torch
+def _tile(tile: str) -> int | str | None:
+    if tile in ("auto", "none"):
+        return None if tile == "none" else tile
+    if not (tile.isascii() and tile.isdigit()):
+        raise InputError(f"--tile is auto, none or a number of pixels, not {tile}.")
+    return int(tile)
 
+
+def _run(pipe: "DDFMPipeline", scene: "Scene", seed: int, label: str, **options: Any) -> Any:
+    """One fusion with a progress bar over its steps or slices; the result as an array."""
     with _progress() as bar:
         task = bar.add_task(label, total=None)
-
-        def step(pipe: "DDFMPipeline", i: int, t: int, values: dict[str, Any]) -> dict[str, Any]:
-            bar.update(task, total=pipe.num_timesteps, completed=i + 1)
-            return {}
-
-        generator = torch.Generator().manual_seed(seed)
-        return pipe(sources, generator=generator, callback_on_step_end=step, **options).images[0]
+        return scene.fuse(pipe, seed, lambda done, total: bar.update(task, completed=done, total=total), **options)
 
 
 @app.command()
 def fuse(
-    sources: Annotated[list[Path], typer.Argument(help="Registered pictures: INFRARED VISIBLE, or MRI PET, ...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The fused picture: .png, .jpg, .bmp or .tif.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Registered pictures or volumes: INFRARED VISIBLE, MRI PET ...")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The result: .png, .jpg, .bmp, .tif; of NIfTI or DICOM .nii.gz, .dcm."),
+    ],
     prior: Prior = "embedded",
     likelihood: Likelihood = "salient",
     sampler: Sampler = "ddim",
@@ -142,31 +150,23 @@ def fuse(
     contrast: Contrast = "keep",
     colour: Colour = "auto",
     depth: Depth = "same",
+    tile: Tile = "auto",
+    overlap: Overlap = 32,
     align: Align = False,
     normalise: Normalise = False,
 ) -> None:
-    """Fuse registered pictures of one scene into one."""
-    from . import images
+    """Fuse registered pictures of one scene, or volumes slice by slice, into one."""
+    from .scene import Scene
 
-    images.check_target(output, 8 if depth == "same" else _depth(depth))
-    if output.resolve() in [path.resolve() for path in sources]:
-        raise InputError(f"{output} is one of the sources: give the result another name.")
-    read = [images.read(path, normalise) for path in sources]
-    pixels = [image.pixels for image in read]
-    deep = output.suffix.lower() in (".png", ".tif", ".tiff") and max(image.bits for image in read) > 8
-    bits = int(depth) if depth != "same" else 16 if deep else 8
-    if align:
-        from .align import align as estimate
-        from .align import warp
-
-        for k, moving in enumerate(pixels[1:], start=1):
-            alignment = estimate(moving, pixels[0])
-            pixels[k] = warp(moving, alignment)  # refuses, with the same sentence, what could not be aligned
-            err.print(_plain(alignment.sentence), highlight=False, soft_wrap=True)
-    pipe = _pipeline(prior, device)
+    bits, tiles = _depth(depth), _tile(tile)
+    with err.status("reading the sources"):
+        scene = Scene.read(sources, normalise, align)
+        scene.check_target(output, bits)
+    for finding in scene.findings:
+        err.print(_plain(finding), highlight=False, soft_wrap=True)
     fused = _run(
-        pipe,
-        pixels,
+        _pipeline(prior, device),
+        scene,
         seed,
         "fusing",
         likelihood=likelihood,
@@ -174,8 +174,10 @@ def fuse(
         num_inference_steps=steps,
         contrast=contrast,
         colour=colour,
+        tile=tiles,
+        tile_overlap=overlap,
     )
-    images.write(output, fused, bits, like=next((image for image in read if image.pixels.ndim == 3), read[0]))
+    scene.write(output, fused, bits)
     out.print(_plain(output), highlight=False, soft_wrap=True)
 
 
@@ -192,16 +194,18 @@ def batch(
     contrast: Contrast = "keep",
     colour: Colour = "auto",
     depth: Depth = "same",
-    format: Annotated[str, typer.Option(help="png, tif, jpg or bmp.")] = "png",
+    tile: Tile = "auto",
+    overlap: Overlap = 32,
+    format: Annotated[str, typer.Option(help="png, tif, jpg or bmp; volumes keep theirs.")] = "png",
     batch_size: Annotated[int | None, typer.Option(help="Pictures of one size through the network together.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
     align: Align = False,
     normalise: Normalise = False,
 ) -> None:
-    """Fuse folders of registered pictures, matched by name; goes on after a bad pair and lists it at the end."""
+    """Fuse folders of registered pictures or volumes, matched by name; lists what could not be fused at the end."""
     from .batch import batch as run_batch
 
-    bits: Any = depth if depth == "same" else _depth(depth)
+    bits, tiles = _depth(depth), _tile(tile)
     with _progress() as bar:
         task = bar.add_task("fusing", total=None)
         result = run_batch(
@@ -222,6 +226,8 @@ def batch(
             num_inference_steps=steps,
             contrast=contrast,
             colour=colour,
+            tile=tiles,
+            tile_overlap=overlap,
         )
     out.print(
         f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed in "
@@ -249,13 +255,15 @@ def demo(
     from .colour import fused_colour, luma
     from .demo import save_scenes, side_by_side
     from .demo_draw import to_uint8
+    from .scene import Scene
 
     with err.status("drawing the scenes"):
         scenes = save_scenes(folder)
     pipe = _pipeline("embedded", device)
     for name, labels in (("night_street", ("infrared", "visible")), ("head_pet", ("MRI", "PET"))):
-        pair = [images.read(path).pixels for path in scenes[name]]
-        fused = _run(pipe, list(pair), seed, name)
+        scene = Scene.read(scenes[name])
+        pair = [source.pixels for source in scene.sources]
+        fused = _run(pipe, scene, seed, name)
         images.write(folder / f"{name}_fused.png", fused)
         plain = fused_colour(average([luma(picture) for picture in pair]), pair)
         eight_bits = [to_uint8(picture) for picture in (*pair, plain, fused)]
@@ -333,6 +341,8 @@ def bench(
     seed: Seed = 0,
     device: Device = None,
     contrast: Contrast = "keep",
+    tile: Tile = "auto",
+    overlap: Overlap = 32,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused pictures here.")] = None,
     convention: Convention = "ddfm",
     metrics: Metrics = None,
@@ -347,8 +357,15 @@ def bench(
 
     from .evaluate import bench as run_bench
 
+    tiles = _tile(tile)
     pipe = _pipeline(prior, device)
-    options: dict[str, Any] = {"sampler": sampler, "num_inference_steps": steps, "contrast": contrast}
+    options: dict[str, Any] = {
+        "sampler": sampler,
+        "num_inference_steps": steps,
+        "contrast": contrast,
+        "tile": tiles,
+        "tile_overlap": overlap,
+    }
 
     def method(name: str) -> Any:
         def fused(pictures: list[Any]) -> Any:

@@ -41,16 +41,17 @@ from ddfm.errors import InputError
 MAX_BYTES = 2**32
 PERCENTILES = (0.1, 99.9)  # of the robust normalisation: dead pixels fall outside, small hot targets inside
 FULL_SCALE = {8: 255, 16: 65535}
+DEPTHS = {".png": (8, 16), ".tif": (8, 16, 32), ".tiff": (8, 16, 32), ".jpg": (8,), ".jpeg": (8,), ".bmp": (8,)}
 
 
 @dataclass(frozen=True)
 class Image:
     """A picture and what is needed to write another one like it.
 
-    pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB. bits: 8, 16 or 32 (a float file or one in units of its
-    own). low, high: the file's values that became 0 and 1: (0, 255), (0, 65535), (0, 1), or what
-    normalisation chose. icc: the profile the pixels are in, None for sRGB or none given. dpi: horizontal,
-    vertical. header: the DICOM or NIfTI header that carries the geometry.
+    pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB; of a volume (S, H, W), S grey slices. bits: 8, 16 or 32
+    (a float file or one in units of its own). low, high: the file's values that became 0 and 1: (0, 255),
+    (0, 65535), (0, 1), or what normalisation chose. icc: the profile the pixels are in, None for sRGB or none
+    given. dpi: horizontal, vertical. header: the DICOM or NIfTI header that carries the geometry.
     """
 
     pixels: np.ndarray
@@ -61,6 +62,11 @@ class Image:
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     header: Any = None
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether the pixels are slices: DICOM and NIfTI, which alone have headers, are never coloured."""
+        return self.header is not None and self.pixels.ndim == 3
 
     def restore(self, pixels: np.ndarray) -> np.ndarray:
         """[0, 1] back to the file's own values (counts, Hounsfield units ...): low + pixels (high - low),
@@ -81,7 +87,21 @@ def read(path: str | os.PathLike[str], normalise: bool = False) -> Image:
     DICOM and NIfTI have units of their own: the smallest to the largest value becomes [0, 1] unless
     `normalise`.
 
-    Raises InputError, one sentence, for everything that is wrong with the file.
+    Raises InputError, one sentence, for everything that is wrong with the file, and for a volume.
+    """
+    image = read_any(path, normalise)
+    if image.is_volume:
+        raise InputError(
+            f"{quoted(path)} is a volume of {len(image.pixels)} slices, not a picture; fuse it with `ddfm fuse` or "
+            "ddfm.scene."
+        )
+    return image
+
+
+def read_any(path: str | os.PathLike[str], normalise: bool = False) -> Image:
+    """Read a picture as `read` does, or a DICOM or NIfTI file of several slices: pixels (S, H, W), one map for all.
+
+    Raises InputError.
     """
     name = quoted(path)
     data = read_bytes(path)
@@ -119,13 +139,11 @@ def write(
 def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
     """Raise InputError where `write` would: before the long work, not after it."""
     name, suffix = quoted(path), Path(path).suffix.lower()
-    depths = {".png": (8, 16), ".tif": (8, 16, 32), ".tiff": (8, 16, 32)}
-    depths |= dict.fromkeys((".jpg", ".jpeg", ".bmp"), (8,))
     if not is_medical(path):
-        if suffix not in depths:
-            raise InputError(f"Cannot write {name}: the name must end in {', '.join(depths)}.")
-        if bits not in depths[suffix]:
-            allowed = " or ".join(map(str, depths[suffix]))
+        if suffix not in DEPTHS:
+            raise InputError(f"Cannot write {name}: the name must end in {', '.join(DEPTHS)}.")
+        if bits not in DEPTHS[suffix]:
+            allowed = " or ".join(map(str, DEPTHS[suffix]))
             raise InputError(
                 f"Cannot write {name} with {bits} bits: {suffix} holds {allowed}; use .png or .tif instead."
             )
@@ -241,10 +259,14 @@ def to_unit(values: np.ndarray, name: str, normalise: bool, own_units: bool = Fa
         high = low + max(1.0, abs(low))  # a constant picture becomes 0 and is restored to itself
     if full_scale == high and low == 0:
         return np.divide(values, full_scale, dtype=np.float32), low, high
-    wide = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
-    wide -= low
-    wide /= high - low
-    return np.clip(wide, 0, 1, out=wide).astype(np.float32, copy=False), low, high
+    pixels = np.empty(values.shape, np.float32)
+    rows = max(1, 2**20 * len(values) // values.size)
+    for part in (slice(k, k + rows) for k in range(0, len(values), rows)):  # a volume in float64 at once is large
+        wide = values[part].astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
+        wide -= low
+        wide /= high - low
+        pixels[part] = np.clip(wide, 0, 1, out=wide)
+    return pixels, low, high
 
 
 def is_medical(path: str | os.PathLike[str]) -> bool:

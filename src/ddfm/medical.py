@@ -16,6 +16,7 @@ import gzip
 import io
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,13 @@ def write_volume(path: str | os.PathLike[str], pixels: np.ndarray, like: Image) 
     pixels = np.asarray(pixels, np.float32)
     if pixels.ndim != 3 or not pixels.size or not np.isfinite(pixels).all():
         raise InputError(f"Cannot write {quoted(path)}: a volume is finite values (S, H, W), not {pixels.shape}.")
-    write_bytes(path, _encode(path, np.clip(pixels, 0, 1), like))
+    write_bytes(path, _encode(path, pixels, like))
 
 
 def read(path: Path, data: bytes, normalise: bool = False) -> Image:
-    """One slice, pixels (H, W), from the bytes of a DICOM or NIfTI file; `images.read` calls this."""
+    """The bytes of a DICOM or NIfTI file: one slice is a picture, pixels (H, W); `images.read_any` calls this."""
     image = _read(path, data, normalise)
-    if len(image.pixels) > 1:
-        raise InputError(f"{quoted(path)} is a volume of {len(image.pixels)} slices; use ddfm.medical.read_volume.")
-    return Image(image.pixels[0], 32, path, image.low, image.high, header=image.header)
+    return image if len(image.pixels) > 1 else replace(image, pixels=image.pixels[0])
 
 
 def encode(path: str | os.PathLike[str], pixels: np.ndarray, like: Image | None) -> bytes:
@@ -66,7 +65,7 @@ def _read(path: Path, data: bytes, normalise: bool) -> Image:
     name = quoted(path)
     if data[128:132] == b"DICM":
         values, header = _decode_dicom(data, name)
-    elif is_medical(path) and not path.name.lower().endswith((".dcm", ".dicom")):
+    elif is_medical(path) and not _is_dicom(path):
         values, header = _decode_nifti(data, name)
     else:
         raise InputError(f"{name} is not a DICOM or NIfTI file; save or copy it again.")
@@ -74,15 +73,32 @@ def _read(path: Path, data: bytes, normalise: bool) -> Image:
     return Image(pixels, 32, path, low, high, header=header)
 
 
+def check_geometry(path: str | os.PathLike[str], like: Image | None) -> None:
+    """Raise InputError unless `like` has the geometry for a file at `path`, DICOM or NIfTI."""
+    if like is None or not lends_geometry(like, path):
+        kind = "DICOM" if _is_dicom(path) else "NIfTI"
+        raise InputError(
+            f"Cannot write {quoted(path)}: its geometry has to come from a {kind} source; choose another kind of file."
+        )
+
+
+def lends_geometry(image: Image, path: str | os.PathLike[str]) -> bool:
+    """Whether an image was read from a file of the kind, DICOM or NIfTI, that `path` names."""
+    return image.header is not None and hasattr(image.header, "PixelData") == _is_dicom(path)
+
+
+def _is_dicom(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).lower().endswith((".dcm", ".dicom"))
+
+
 def _encode(path: str | os.PathLike[str], pixels: np.ndarray, like: Image | None) -> bytes:
-    name = quoted(path)
-    kind = "DICOM" if os.fspath(path).lower().endswith((".dcm", ".dicom")) else "NIfTI"
-    is_dicom = like is not None and like.header is not None and hasattr(like.header, "PixelData")
-    if like is None or like.header is None or is_dicom != (kind == "DICOM"):
-        raise InputError(f"Cannot write {name}: its geometry has to come from a {kind} source; use .png or .tif.")
-    steps = np.rint(pixels * np.float32(65535)).astype(np.uint16)
+    check_geometry(path, like)
+    assert like is not None
+    steps = np.empty(pixels.shape, np.uint16)
+    for number, picture in zip(steps, pixels, strict=True):  # slice by slice: no float copy of a volume
+        number[:] = np.rint(picture.clip(0, 1) * np.float32(65535))
     slope = (like.high - like.low) / 65535
-    return (_encode_dicom if is_dicom else _encode_nifti)(name, steps, slope, like)
+    return (_encode_dicom if _is_dicom(path) else _encode_nifti)(quoted(path), steps, slope, like)
 
 
 def _missing(package: str, name: str) -> InputError:
@@ -132,7 +148,8 @@ def _encode_nifti(name: str, steps: np.ndarray, slope: float, like: Image) -> by
     header["cal_min"] = header["cal_max"] = 0  # the display window of the source, not of the result
     header["vox_offset"], header["magic"] = offset, b"n+1"
     head = header.binaryblock.ljust(offset, b"\0")  # the four zeros behind it: no extensions
-    data = head + steps.astype(header.endianness + "u2").tobytes()  # (S, H, W) is (X, Y, Z) in Fortran's order
+    numbers = steps.astype(header.endianness + "u2", copy=False)
+    data = b"".join((head, numbers.data))  # (S, H, W) is (X, Y, Z) in Fortran's order
     return gzip.compress(data, 6, mtime=0) if name.rstrip("'").lower().endswith(".gz") else data
 
 
@@ -157,6 +174,7 @@ def _decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, Any]:
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
             raise InputError(f"{name} is a {kind} picture; save it as a monochrome DICOM or as PNG.")
         values = np.asarray(apply_modality_lut(pixel_array(dataset), dataset))
+        dataset.PixelData = b""  # a header from here on: what it held is in the values
     if kind == "MONOCHROME1":  # low values are bright
         values = values.max() + values.min() - values.astype(np.float64)
     return (values if values.ndim == 3 else values[None]), dataset
