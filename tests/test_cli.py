@@ -14,6 +14,7 @@ from conftest import made_picture
 import ddfm.cli
 import ddfm.pipeline
 from ddfm import images, medical
+from ddfm.batch import picture_generator
 from ddfm.cli import main
 from ddfm.colour import luma
 from ddfm.tiling import OVERLAP
@@ -458,6 +459,58 @@ def test_ctrl_c_ends_cleanly_wherever_it_comes(fuse, folder, monkeypatch, where)
     code, out, err = fuse()
     assert (code, out, err.strip().splitlines()[-1]) == (130, "", "interrupted")
     assert listing(folder) == before
+
+
+# ------------------------------------------------------------------------------------------------------------ folders
+
+
+@pytest.fixture
+def run_batch(ddfm_, sets, prior):
+    def run(*options, sources=("ir", "vis")):
+        paths = [sets / name for name in sources]
+        common = ("-o", sets / "out", "--prior", prior, "--device", "cpu", "--steps", 2)
+        return ddfm_("batch", *paths, *common, *options)
+
+    return run
+
+
+def test_batch_in_tiles_is_the_function(run_batch, sets, prior):
+    options = ("--likelihood", "paper", "--tile", 32, "--overlap", 8, "--depth", 16)
+    code, out, err = run_batch(*options)
+    assert code == 0 and out.startswith("2 fused, 0 complete before, 0 failed") and "[lonely].png" in err
+    pipe = ddfm.pipeline.DDFMPipeline.from_prior(prior)
+    common = {"likelihood": "paper", "num_inference_steps": 2}
+    sources = [sets / name / "0 [x].png" for name in ("ir", "vis")]
+    tiled, whole = (
+        pipe(sources, generator=picture_generator(0, "0 [x]"), tile=tile, tile_overlap=8, **common).images[0]
+        for tile in (32, None)
+    )
+    fused = images.read(sets / "out" / "0 [x].png").pixels
+    np.testing.assert_allclose(fused, tiled, atol=0.51 / 65535 + 1e-5)
+    assert np.abs(fused - whole).max() > 0.05
+    assert run_batch("--resume", *options)[1].startswith("0 fused, 2 complete before")
+    assert run_batch("--resume", *options, "--tile", "none")[1].startswith("2 fused, 0 complete before")
+
+
+@pytest.mark.parametrize("option", ["--tile", "--depth"])
+def test_batch_refuses_nonsense_in_one_line(run_batch, sets, option):
+    before = listing(sets)
+    assert f"{option} is" in complaint(run_batch(option, "large"))
+    assert listing(sets) == before
+
+
+def test_batch_of_three_sensors(run_batch, sets):
+    assert run_batch(sources=("ir", "vis", "[old]"))[0] == 0
+    assert "two sources" in complaint(run_batch("--likelihood", "paper", sources=("ir", "vis", "[old]")))
+
+
+def test_batch_of_volumes(run_batch, volumes, sets):
+    for folder, name in (("ir", "mri.nii.gz"), ("vis", "pet.nii")):
+        (volumes / name).rename(sets / folder / f"head{name[3:]}")
+    code, out, _ = run_batch()
+    assert code == 0 and out.startswith("3 fused")
+    assert listing(sets / "out") == ["0 [x].png", "1 [x].png", "head.nii.gz", "manifest.jsonl"]
+    assert run_batch("--resume")[1].startswith("0 fused, 3 complete before")
 
 
 # -------------------------------------------------------------------------------------------------------- measuring
