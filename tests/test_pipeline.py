@@ -454,6 +454,25 @@ def test_a_generator_a_picture_makes_its_samples_independent_of_the_batch(tiny_p
 # ------------------------------------------------------------------------------------------------------ callbacks
 
 
+@pytest.mark.parametrize("tile", [None, 16])
+def test_progress_counts_evaluations_up_to_their_number(tiny_prior, tile):
+    seen = []
+    big = [made_picture(40, 48, seed=s) for s in range(2)]
+    tiny_prior(big, num_inference_steps=3, tile=tile, tile_overlap=4, progress=lambda *now: seen.append(now))
+    done = [now for now, _ in seen]
+    assert done == sorted(done) and done[0] > 0
+    assert seen[-1] == (3, 3) and {total for _, total in seen} == {3}
+    assert len(seen) == 3 if tile is None else len(seen) > 12
+
+
+def test_progress_counts_the_cleaning_of_a_noisy_source(tiny_prior):
+    seen = []
+    noisy = np.random.default_rng(0).normal(0.5, 0.1, (48, 48)).clip(0.12, 0.88).astype(np.float32)
+    tiny_prior([noisy, made_picture(48, 48)], progress=lambda *now: seen.append(now))
+    assert seen[0] == (1, 4) and seen[-1] == (4, 4)
+
+
+
 def test_callback_sees_every_step_and_the_last_latents_are_the_sample(tiny_prior, pair):
     seen = []
     out = tiny_prior(

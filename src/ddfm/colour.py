@@ -75,10 +75,15 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode 
     "second" that of one source, "grey" none. Returns (H, W, 3), or (H, W) where there is no colour to take.
     """
     chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
-    chroma = [split(source)[1] for source in sources[chosen] if source.ndim == 3]
-    if not chroma:
+    coloured = [source for source in sources[chosen] if source.ndim == 3]
+    if not coloured:
         return y_fused
-    return join(y_fused, chroma[0] if len(chroma) == 1 else merge_chroma(chroma))
+    rgb = np.empty((*y_fused.shape, 3), np.float32)
+    rows = max(1, 2**20 // y_fused.shape[1])  # some at a time: colour takes a dozen copies of what it works on
+    for some in (slice(top, top + rows) for top in range(0, len(rgb), rows)):
+        chroma = [split(source[some])[1] for source in coloured]
+        rgb[some] = join(y_fused[some], chroma[0] if len(chroma) == 1 else merge_chroma(chroma))
+    return rgb
 
 
 def studio_luma(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Fusion by posterior sampling: the only sampling loop."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,6 +28,7 @@ from .tiling import OVERLAP
 Sampler = Literal["ddim", "ddpm", "dpm++"]
 Contrast = Literal["keep", "minmax"]
 OutputType = Literal["np", "pil", "pt"]
+Progress = Callable[[float, int], None]
 Callback = Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 SMALLEST = 16  # pixels a side
 
@@ -66,12 +68,19 @@ class DDFMPipeline(DiffusionPipeline):
         prior = load_prior(source, device)
         return cls(prior.unet, prior.scheduler)
 
-    def denoise(self, x_t: Tensor, t: int, tile: Tile = "auto", tile_overlap: int = OVERLAP) -> Tensor:
+    def denoise(
+        self,
+        x_t: Tensor,
+        t: int,
+        tile: Tile = "auto",
+        tile_overlap: int = OVERLAP,
+        progress: Callable[[float], None] | None = None,
+    ) -> Tensor:
         """The prior's x0 for (B, C, H, W) in [-1, 1] at integer time step t, any size; float32, not clipped.
 
-        `tile` and `tile_overlap` as in `prior.denoise`; with "auto" in one piece where the memory allows it.
+        `tile`, `tile_overlap`, `progress` as in `prior.denoise`; with "auto" in one piece where the memory allows it.
         """
-        return denoise(self.unet, self.scheduler, x_t, int(t), tile, tile_overlap)
+        return denoise(self.unet, self.scheduler, x_t, int(t), tile, tile_overlap, progress)
 
     @property
     def num_timesteps(self) -> int:
@@ -111,6 +120,7 @@ class DDFMPipeline(DiffusionPipeline):
         output_type: OutputType = "np",
         tile: Tile = "auto",
         tile_overlap: int = OVERLAP,
+        progress: Progress | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> FusionOutput:
         """Fuse registered pictures of one scene.
@@ -135,6 +145,8 @@ class DDFMPipeline(DiffusionPipeline):
                 pixels a side, a multiple of the network's (16 for the embedded prior); None for never; "auto" decides
                 by the free memory, once, and never tiles a small picture (2.7 megapixels with the embedded prior).
             tile_overlap: Pixels that neighbouring tiles share.
+            progress: Called with (evaluations of the network done, a fraction for the tiles of the one under way;
+                evaluations in all) after each call of the network; cleaning a noisy source adds one to the second.
             callback_on_step_end: Called after each step as (pipeline, i, t, {"latents": f_t, "x0": x0}); may return
                 a dict with other "latents".
 
@@ -149,11 +161,10 @@ class DDFMPipeline(DiffusionPipeline):
             _named(name, dict.fromkeys(get_args(known)), what)
         pictures = [_batch(source) for source in sources]
         _check(pictures)
-        observed = [_to_luma(batch).to(self.device) for batch in pictures]
         model = _named(likelihood, LIKELIHOODS, "likelihood") if isinstance(likelihood, str) else likelihood
         steps = model.steps if num_inference_steps is None else num_inference_steps
         strength = model.strength if strength is None else strength
-        size = observed[0].shape[-2:]
+        size = pictures[0][0].shape[:2]
         shape = (len(pictures[0]), image_channels(self.unet), *size)
         if latents is not None and latents.shape != shape:
             raise InputError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
@@ -161,17 +172,26 @@ class DDFMPipeline(DiffusionPipeline):
             raise InputError(f"num_samples is 1 or more, and 1 where latents are given, not {num_samples}")
         if tile == "auto":
             tile = auto_tile(self.unet, *size)
-        denoise = functools.partial(self.denoise, tile=tile, tile_overlap=tile_overlap)
-
         schedulers = [_step_scheduler(self.scheduler, sampler, steps, strength) for _ in range(num_samples)]
-        state = model.start(observed, functools.partial(self._clean, denoise))
+        work = _Work(progress, sum(len(scheduler.timesteps) for scheduler in schedulers))
+
+        def denoise(x_t: Tensor, t: int) -> Tensor:
+            with work.evaluation() as fraction:
+                return self.denoise(x_t, t, tile, tile_overlap, fraction)
+
+        def clean(y: Tensor, sigma: float) -> Tensor:
+            work.total += 1
+            return self._clean(denoise, y, sigma)
+
+        state = model.start([_to_luma(batch).to(self.device) for batch in pictures], clean)
         samples = []
         for scheduler in schedulers:
-            noise = randn_tensor(shape, generator, self.device) if latents is None else latents
-            noise = noise.to(self.device, torch.float32)
-            start = int(scheduler.timesteps[0])
-            f_t = noise if strength == 1 else self._noised(model.guess(state).expand(shape), noise, start)
+            f_t = randn_tensor(shape, generator, self.device) if latents is None else latents
+            f_t = f_t.to(self.device, torch.float32)
+            if strength < 1:
+                f_t = self._noised(model.guess(state).expand(shape), f_t, int(scheduler.timesteps[0]))
             samples.append(self._sample(f_t, model, state, scheduler, denoise, generator, callback_on_step_end))
+        del state, f_t
 
         lumas = torch.stack([prior_split(sample)[0] for sample in samples])
         images = _finish(lumas.mean(dim=0), pictures, contrast, colour)
@@ -203,6 +223,25 @@ class DDFMPipeline(DiffusionPipeline):
             if callback is not None:
                 f_t = (callback(self, i, t, {"latents": f_t, "x0": x0}) or {}).get("latents", f_t)
         return f_t
+
+
+@dataclass
+class _Work:
+    """Counts evaluations of the network and tells `progress`."""
+
+    progress: Progress | None
+    total: int
+    done: int = 0
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Callable[[float], None]]:
+        """One of them; gives the function to be told the fraction that is done."""
+        yield self.report
+        self.done += 1
+
+    def report(self, fraction: float) -> None:
+        if self.progress is not None:
+            self.progress(self.done + fraction, self.total)
 
 
 def _named(name: str, known: dict[str, Any], what: str) -> Any:

@@ -1,6 +1,7 @@
 """p(f): find, load and evaluate an unconditional diffusion model; x_t -> x0 at any image size."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -193,7 +194,13 @@ def tiles_together(unet: UNet2DModel, height: int, width: int) -> int:
 
 @torch.no_grad()
 def denoise(
-    unet: UNet2DModel, scheduler: DDPMScheduler, x_t: Tensor, t: int, tile: Tile = None, overlap: int = OVERLAP
+    unet: UNet2DModel,
+    scheduler: DDPMScheduler,
+    x_t: Tensor,
+    t: int,
+    tile: Tile = None,
+    overlap: int = OVERLAP,
+    progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """The prior's guess x0~ = E[f0 | f_t] (Tweedie), (B, C, H, W) float32, not clipped.
 
@@ -207,6 +214,7 @@ def denoise(
             denoised a few at a time and blended; "auto" for `auto_tile`. Where the network normalises over its input
             (GroupNorm) or attends to all of it, tiles give slightly another result than the whole.
         overlap: Pixels that neighbouring tiles share.
+        progress: Called with the fraction done, in (0, 1], after each call of the network.
 
     Raises:
         InputError: a tile that is no multiple of the network's, or no larger than the overlap.
@@ -215,15 +223,18 @@ def denoise(
     def whole(part: Tensor) -> Tensor:
         return _denoise(unet, scheduler, part, t)
 
-    if tile is None:
-        return whole(x_t)
     height, width = x_t.shape[-2:]
+    if tile is None:
+        out = whole(x_t)
+        if progress is not None:
+            progress(1.0)
+        return out
     if tile == "auto":
         tile = auto_tile(unet, height, width)
     elif not isinstance(tile, int):
         raise InputError(f"the tile is a number of pixels, 'auto' or None, not {tile!r}")
     together = tiles_together(unet, min(tile, height), min(tile, width))
-    return blend(whole, x_t, tile, overlap, size_multiple(unet), together)
+    return blend(whole, x_t, tile, overlap, size_multiple(unet), together, progress)
 
 
 def _denoise(unet: UNet2DModel, scheduler: DDPMScheduler, x_t: Tensor, t: int) -> Tensor:

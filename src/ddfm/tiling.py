@@ -11,7 +11,13 @@ OVERLAP = 32  # pixels that neighbouring tiles share; the outer quarter of them,
 
 
 def blend(
-    function: Callable[[Tensor], Tensor], x: Tensor, tile: int, overlap: int, multiple: int, together: int
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: int,
+    overlap: int,
+    multiple: int,
+    together: int,
+    progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """`function` of overlapping tiles of x, blended into one picture; what is full-size is x and the result.
 
@@ -26,6 +32,7 @@ def blend(
         overlap: Pixels that neighbours share at least; rounded up to a multiple.
         multiple: What tiles are multiples of.
         together: Tiles to a call.
+        progress: Called with the fraction done, in (0, 1], after each call.
 
     Raises:
         InputError: a tile that is no multiple, or no larger than the overlap.
@@ -46,6 +53,8 @@ def blend(
         for (b, i, j), done in zip(some, function(torch.stack(cut)), strict=True):
             part = out[b, :, tops[i] : tops[i] + h, across[j] : across[j] + w]  # the picture may end before the tile
             part += (down[i][:, None] * right[j] * done)[:, : part.shape[-2], : part.shape[-1]]
+        if progress is not None:
+            progress(min(k + together, len(places)) / len(places))
     return out
 
 

@@ -1,0 +1,90 @@
+"""Peak memory and seconds per megapixel at growing sizes: both must be bounded by the tile and linear in the pixels.
+
+    python benchmarks/sizes.py [--megapixels 1 4 16 100] [--steps 3] [--tile 512] [--prior embedded]
+
+A made pair, grey infrared and coloured visible, 8 bits each, from array to fused array; every size in a process of its
+own, whose peak resident memory (the weights and libraries included) is reported. `--prior paper` is the network of the
+paper's prior, 552 M parameters, with random weights: for memory and time, not for pictures.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from ddfm.pipeline import DDFMPipeline
+
+
+def made_pair(height: int, width: int) -> list[np.ndarray]:
+    """Smooth shapes, edges and texture at several scales; uint8 (H, W) and (H, W, 3)."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for channels in (1, 3):
+        out = np.zeros((height, width, channels), np.uint8)
+        for size, amplitude in ((8, 90), (64, 60), (512, 30)):
+            coarse = rng.integers(0, amplitude, (size, size, channels), np.uint8)
+            how = cv2.INTER_NEAREST if size == 64 else cv2.INTER_LINEAR
+            out += cv2.resize(coarse, (width, height), interpolation=how).reshape(out.shape)
+        pictures.append(out[..., 0] if channels == 1 else out)
+    return pictures
+
+
+def pipeline(prior: str) -> DDFMPipeline:
+    if prior != "paper":
+        return DDFMPipeline.from_prior(prior)
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    from ddfm.convert import OPENAI_256, unet_config
+    from ddfm.train import new_scheduler
+
+    unet = UNet2DModel(**unet_config(OPENAI_256)).eval().requires_grad_(False)
+    return DDFMPipeline(unet.to(memory_format=torch.channels_last), new_scheduler())
+
+
+def one(megapixels: float, steps: int, tile: int | None, prior: str) -> None:
+    side = round((megapixels * 1e6) ** 0.5)
+    pair = made_pair(side, side)
+    pipe = pipeline(prior)
+    pipe.set_progress_bar_config(disable=True)
+    columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{side}x{side}")
+        begin = time.perf_counter()
+        fused = pipe(
+            pair,
+            num_inference_steps=steps,
+            tile=tile or "auto",
+            generator=torch.Generator().manual_seed(0),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        ).images[0]
+        seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    assert fused.shape == (side, side, 3)
+    print(f"{side}x{side}  {seconds:8.1f} s  {seconds / megapixels:6.2f} s/MP  peak {peak:5.2f} GiB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4, 16, 100])
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--tile", type=int)
+    parser.add_argument("--prior", default="embedded")
+    args = parser.parse_args()
+    if len(args.megapixels) == 1:
+        one(args.megapixels[0], args.steps, args.tile, args.prior)
+        return
+    for megapixels in args.megapixels:
+        tile = [] if args.tile is None else ["--tile", str(args.tile)]
+        rest = ["--steps", str(args.steps), "--prior", args.prior, *tile]
+        subprocess.run([sys.executable, __file__, "--megapixels", str(megapixels), *rest], check=True)
+
+
+if __name__ == "__main__":
+    main()
