@@ -218,6 +218,14 @@ def test_progress_rises_to_the_end(scenes, prior, tmp_path):
     assert any(0 < done < 1 for done, _ in seen)  # within a picture
 
 
+def test_progress_goes_tile_by_tile(prior, tmp_path):
+    make_pair(tmp_path, "a", (33, 46))
+    seen = []
+    options = {"tile": 24, "tile_overlap": 8, "progress": lambda done, total: seen.append(done)} | QUICK
+    batch([tmp_path / "ir", tmp_path / "vi"], tmp_path / "out", prior=prior, **options)
+    np.testing.assert_allclose(seen[:18], np.arange(1, 19) / 18)  # six tiles, three steps
+
+
 # ----------------------------------------------------------------------------------------------- volumes, three sensors
 
 

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import tifffile
 from conftest import made_picture
+from rich.progress import Progress
 
 import ddfm.cli
 import ddfm.pipeline
@@ -179,6 +180,18 @@ def test_tiles_are_those_of_the_function(fuse, folder, prior, options, tile, ove
     np.testing.assert_allclose(images.read(folder / "fused.png").pixels, expected, atol=0.51 / 255)
     if isinstance(tile, int):
         assert np.abs(expected - ddfm.pipeline.fuse(*sources, tile=None, **common)).max() > 20 / 255  # tiled at all
+
+
+def test_the_bar_moves_tile_by_tile(fuse, monkeypatch):
+    seen, update = [], Progress.update
+
+    def spy(self, task, **changes):
+        seen.append((changes["completed"], changes["total"]))
+        update(self, task, **changes)
+
+    monkeypatch.setattr(Progress, "update", spy)
+    assert fuse("--likelihood", "paper", "--steps", 2, "--tile", 24, "--overlap", 8)[0] == 0
+    np.testing.assert_allclose(seen, [(k / 6, 2) for k in range(1, 13)])  # six tiles of 33 x 46 pixels, twice
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_slices_that_go_together_are_what_they_are_alone(tiny_prior, volumes, mo
     monkeypatch.setattr("ddfm.scene._together", lambda pipe: 3)
     together = scene.fuse(tiny_prior, progress=lambda done, total: seen.append((done, total)), **QUICK)
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    assert seen == [(1.5, 4), (3, 4), (3.5, 4), (4, 4), (4, 4)]
+    assert seen == [(done, 4) for done in (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4)]
 
 
 def test_flat_slices_stay_flat_and_never_meet_the_network(tiny_prior, tmp_path, monkeypatch):
@@ -191,6 +191,46 @@ def test_dicom_keeps_geometry_and_unit(tiny_prior, tmp_path):
     values = again.restore(again.pixels)
     assert scene.sources[0].low - 0.1 <= values.min() and values.max() <= scene.sources[0].high + 0.1
     assert np.ptp(values) > 100  # Hounsfield, not [0, 1]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_enhanced_dicom_has_its_rescaling_in_groups(tmp_path, shared):
+    dataset = pydicom.dcmread(save_dicom(tmp_path / "plain.dcm", slices(3)))
+    del dataset.RescaleSlope, dataset.RescaleIntercept
+
+    def group(slope, intercept):
+        to_unit, window, outer = (pydicom.dataset.Dataset() for _ in range(3))
+        to_unit.RescaleSlope, to_unit.RescaleIntercept, to_unit.RescaleType = slope, intercept, "US"
+        window.WindowCenter, window.WindowWidth = "1", "2"
+        outer.PixelValueTransformationSequence, outer.FrameVOILUTSequence = [to_unit], [window]
+        return outer
+
+    one = [group("3", "-7")] if shared else [pydicom.dataset.Dataset()]
+    each = [pydicom.dataset.Dataset() if shared else group(str(1 + k), str(k)) for k in range(3)]
+    dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = one, each
+    dataset.save_as(tmp_path / "a.dcm")
+    meant = np.stack([(3 * x - 7 if shared else (1 + k) * x + k) for k, x in enumerate(slices(3))])
+    scene = Scene.read([tmp_path / "a.dcm"] * 2)
+    first = scene.sources[0]
+    np.testing.assert_allclose(first.restore(first.pixels), meant, atol=1e-3)
+    scene.write(tmp_path / "f.dcm", first.pixels)
+    again = medical.read_volume(tmp_path / "f.dcm")
+    np.testing.assert_allclose(again.restore(again.pixels), meant, atol=0.02)
+    assert not any("FrameVOILUTSequence" in group for group in again.header.PerFrameFunctionalGroupsSequence)
+
+
+def test_axes_that_point_elsewhere_are_refused(tmp_path):
+    left, right, unknown, bad = (tmp_path / f"{name}.nii" for name in ("left", "right", "unknown", "bad"))
+    save_nifti(left, slices(), np.diag([-2, 2, 2, 1]))
+    save_nifti(right, slices())
+    save_nifti(unknown, slices(), None)
+    data = bytearray(right.read_bytes())
+    data[280:284] = np.float32(np.nan).tobytes()  # of its affine
+    bad.write_bytes(data)
+    said = refusal(right, left)
+    assert "left.nii has its axes along LAS but" in said and "right.nii along RAS" in said
+    for other in (unknown, bad, right):
+        Scene.read([right, other])
 
 
 def test_normalised_over_all_slices(tmp_path):

@@ -97,7 +97,8 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=err, transient=True)
+    # Its estimate looks back minutes: a tile or a step of a large picture may take longer than rich's half one.
+    return Progress(*columns, console=err, transient=True, speed_estimate_period=600)
 
 
 def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
@@ -126,7 +127,7 @@ def _tile(tile: str) -> int | str | None:
 
 
 def _run(pipe: "DDFMPipeline", scene: "Scene", seed: int, label: str, **options: Any) -> Any:
-    """One fusion with a progress bar over its steps or slices; the result as an array."""
+    """One fusion with a progress bar, tile by tile, over evaluations of the network or slices; the result."""
     with _progress() as bar:
         task = bar.add_task(label, total=None)
         return scene.fuse(pipe, seed, lambda done, total: bar.update(task, completed=done, total=total), **options)

@@ -87,6 +87,19 @@ def lends_geometry(image: Image, path: str | os.PathLike[str]) -> bool:
     return image.header is not None and hasattr(image.header, "PixelData") == _is_dicom(path)
 
 
+def axes(image: Image) -> str | None:
+    """Where the axes of a NIfTI file point in the patient, such as "LAS", if its header says so."""
+    header = image.header
+    if header is None or hasattr(header, "PixelData") or not (header["sform_code"] or header["qform_code"]):
+        return None
+    import nibabel
+
+    try:
+        return "".join(nibabel.aff2axcodes(header.get_best_affine()))
+    except Exception:  # an affine that is none: of its many kinds of errors none matters here
+        return None
+
+
 def _is_dicom(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).lower().endswith((".dcm", ".dicom"))
 
@@ -160,7 +173,7 @@ def _encode_nifti(name: str, steps: np.ndarray, slope: float, like: Image) -> by
 def _decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, Any]:
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, pixel_array
+        from pydicom.pixels import pixel_array
     except ImportError as error:
         raise _missing("pydicom", name) from error
     with one_sentence(name):
@@ -173,11 +186,41 @@ def _decode_dicom(data: bytes, name: str) -> tuple[np.ndarray, Any]:
         kind = dataset.PhotometricInterpretation
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
             raise InputError(f"{name} is a {kind} picture; save it as a monochrome DICOM or as PNG.")
-        values = np.asarray(apply_modality_lut(pixel_array(dataset), dataset))
+        values = _rescaled(pixel_array(dataset), dataset)
         dataset.PixelData = b""  # a header from here on: what it held is in the values
     if kind == "MONOCHROME1":  # low values are bright
         values = values.max() + values.min() - values.astype(np.float64)
     return (values if values.ndim == 3 else values[None]), dataset
+
+
+def _rescaled(values: np.ndarray, dataset: Any) -> np.ndarray:
+    """Stored values in the file's unit. An enhanced multi-frame file keeps a rescaling for all frames or for each."""
+    from pydicom.pixels import apply_modality_lut
+
+    groups = [dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared")]
+    each, shared = ([group.get("PixelValueTransformationSequence") for group in some] for some in groups)
+    if not any([*each, *shared]):
+        return np.asarray(apply_modality_lut(values, dataset))
+    rescaled = np.empty(values.shape, np.float64)
+    for k, (out, frame) in enumerate(zip(*(x if x.ndim == 3 else x[None] for x in (rescaled, values)), strict=True)):
+        [to_unit] = (each[k] if k < len(each) else None) or shared[0]
+        out[:] = frame * float(to_unit.RescaleSlope) + float(to_unit.RescaleIntercept)
+    return rescaled
+
+
+def _rescale_groups(dataset: Any, slope: str, intercept: str) -> None:
+    """One rescaling for all frames of an enhanced file, in place of those it has; nothing in other files."""
+    from pydicom.dataset import Dataset
+
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    for group in [*shared, *(dataset.get("PerFrameFunctionalGroupsSequence") or [])]:
+        for keyword in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            if keyword in group:
+                delattr(group, keyword)
+    for group in shared:
+        item = Dataset()
+        item.RescaleSlope, item.RescaleIntercept, item.RescaleType = slope, intercept, "US"
+        group.PixelValueTransformationSequence = [item]
 
 
 def _encode_dicom(name: str, steps: np.ndarray, slope: float, like: Image) -> bytes:
@@ -210,6 +253,7 @@ def _encode_dicom(name: str, steps: np.ndarray, slope: float, like: Image) -> by
     ):
         if keyword in dataset:
             delattr(dataset, keyword)
+    _rescale_groups(dataset, dataset.RescaleSlope, dataset.RescaleIntercept)
     dataset.PixelData = steps.astype("<u2").tobytes()
     dataset["PixelData"].VR = "OW"
     dataset["PixelData"].is_undefined_length = False

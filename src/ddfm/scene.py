@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .pipeline import DDFMPipeline
 
 Depth = int | Literal["same"]
-Progress = Callable[[float, int], None]  # (done, a fraction for what is under way; in all)
+Progress = Callable[[float, int], None]  # (done, a fraction for what is under way; in all, which may grow)
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class Scene:
 
         Raises:
             InputError: fewer than two files, one that cannot be read, sizes that differ or are below 16x16, a volume
-                beside a picture, what cannot be aligned.
+                beside a picture, NIfTI files whose axes point elsewhere, what cannot be aligned.
         """
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
         scene = cls([images.read_any(path, normalise) for path in paths])
         scene._check_sizes()
+        scene._check_axes()
         return scene._aligned() if align else scene
 
     @property
@@ -69,7 +70,7 @@ class Scene:
         Args:
             pipe: What fuses.
             seed: Of the noise, which is the same for all slices of a volume.
-            progress: Called with (steps done, steps in all), or of a volume (slices done, slices in all).
+            progress: Called as the pipeline's, with evaluations of the network, or of a volume with slices.
             options: Further arguments of the pipeline: likelihood, sampler, tile ... `contrast="minmax"` stretches a
                 volume as a whole.
 
@@ -140,6 +141,20 @@ class Scene:
         if min(_shape(first)[:2]) < SMALLEST:
             raise InputError(f"{_name(first)} is {_size(first)}; at least {SMALLEST}x{SMALLEST} is needed.")
 
+    def _check_axes(self) -> None:
+        """Of one size and yet mirrored: two packages' conventions for the same scan, which no size gives away."""
+        if not any(source.header is not None for source in self.sources):
+            return
+        from .medical import axes
+
+        known = [(source, code) for source in self.sources if (code := axes(source))]
+        for source, code in known:
+            if code != known[0][1]:
+                raise InputError(
+                    f"{_name(source)} has its axes along {code} but {_name(known[0][0])} along {known[0][1]}; reorient "
+                    "one of them first."
+                )
+
     def _aligned(self) -> Scene:
         from .align import align, warp
 
@@ -202,16 +217,7 @@ def _call(
     progress: Progress | None,
     options: dict[str, Any],
 ) -> np.ndarray:
-    steps, samples = 0, options.get("num_samples", 1)
-
-    def step(pipe: DDFMPipeline, i: int, t: int, tensors: dict[str, Any]) -> None:
-        nonlocal steps
-        steps += 1
-        if progress:
-            progress(steps, pipe.num_timesteps * samples)
-
-    fused = pipe(sources, generator=generators, callback_on_step_end=step, output_type="np", **options).images
-    return np.asarray(fused)
+    return np.asarray(pipe(sources, generator=generators, progress=progress, output_type="np", **options).images)
 
 
 def _together(pipe: DDFMPipeline) -> int:
