@@ -1,11 +1,12 @@
 """How good a denoiser and how fast a prior is, on pictures that it was not trained on.
 
-    python benchmarks/prior.py DATA [--prior embedded] [--crop 256]
+    python benchmarks/prior.py DATA [--prior embedded] [--crop 192] [--bfloat16] [--bm3d] [--samples OUT.png]
 
 DATA is the training folder: of each of its folders the held-out pictures are taken (`train.split`), their luma, centre
 crops. Prints PSNR in dB for Gaussian noise of several sigma of 255 at the matching time step, the mean squared error of
-the predicted noise over t, the drift of the mean and of the contrast with picture size, and seconds per 640x480
-evaluation.
+the predicted noise over t, the drift of mean and contrast with picture size, what is left of a flat noisy picture on
+the network's grid and at the border, and seconds per 640x480 evaluation. `--bm3d` puts BM3D (the package `bm3d`) beside
+it, which says how hard the pictures are; `--samples` writes unconditional samples of 128 and 256 pixels.
 """
 
 import argparse
@@ -13,13 +14,84 @@ import statistics
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-from ddfm.prior import denoise, load_prior
-from ddfm.train import denoising_psnr, read_luma, split
+from ddfm.prior import Prior, denoise, load_prior
+from ddfm.train import denoising_psnr, noise_over_signal, read_luma, split
 
-SIGMAS = (5, 10, 15, 25, 50, 100)
-TIMES = (10, 50, 100, 200, 400, 600, 800, 950)
+SIGMAS = (2, 5, 10, 15, 25, 50, 75, 100, 200, 400)
+TIMES = (1, 10, 50, 100, 200, 400, 600, 800, 950)
+
+
+def eps_loss(prior: Prior, pictures: list[np.ndarray], t: int) -> float:
+    """Mean squared error of the noise that the guess implies."""
+    generator = torch.Generator().manual_seed(0)
+    a, total = prior.scheduler.alphas_cumprod[t].item(), 0.0
+    for grey in pictures:
+        x0 = torch.from_numpy(grey[:160, :160].astype("float32") / 127.5 - 1)[None, None]
+        eps = torch.randn(x0.shape, generator=generator)
+        x_t = a**0.5 * x0 + (1 - a) ** 0.5 * eps
+        guess = denoise(prior.unet, prior.scheduler, x_t, t)
+        total += ((x_t - a**0.5 * guess) / (1 - a) ** 0.5 - eps).square().mean().item()
+    return total / len(pictures)
+
+
+def bm3d_psnr(pictures: list[np.ndarray], sigma: float, crop: int) -> float:
+    """BM3D on the same crops with the same noise as `denoising_psnr`."""
+    import bm3d
+
+    generator, total = torch.Generator().manual_seed(int(sigma)), 0.0
+    for grey in pictures:
+        h, w = (min(crop, extent) // 16 * 16 for extent in grey.shape)
+        y, x = (grey.shape[0] - h) // 2, (grey.shape[1] - w) // 2
+        x0 = grey[y : y + h, x : x + w].astype(np.float64)
+        noise = torch.randn((1, 1, h, w), generator=generator)[0, 0].numpy()
+        guess = bm3d.bm3d(x0 + sigma * noise, sigma).clip(0, 255)
+        total += -10 * np.log10(np.mean((guess - x0) ** 2) / 255**2)
+    return total / len(pictures)
+
+
+def artefacts(prior: Prior) -> None:
+    """A ramp at several sizes; a flat noisy picture, whose errors must not know the grid or the border."""
+    generator = torch.Generator().manual_seed(0)
+    a = prior.scheduler.alphas_cumprod[100].item()
+
+    def denoised(x0: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(x0.shape, generator=generator)
+        return denoise(prior.unet, prior.scheduler, a**0.5 * x0 + (1 - a) ** 0.5 * noise, 100)
+
+    ramp = torch.linspace(-0.8, 0.8, 64).view(1, 1, 1, -1)
+    for size in (16, 64, 256, 1024, 2048):
+        x0 = torch.nn.functional.interpolate(ramp, size=(1, size), mode="linear").expand(1, 1, size, size)
+        guess = denoised(x0)
+        drift, contrast = (guess - x0).mean().item() * 127.5, (guess.std() / x0.std()).item()
+        print(f"ramp of {size} pixels at t = 100: mean drifts by {drift:+.2f} of 255, contrast times {contrast:.4f}")
+    for level in (-0.9, 0.0, 0.9):
+        error = 127.5 * (denoised(torch.full((1, 1, 512, 512), level)) - level)[0, 0]
+        inner = error[32:-32, 32:-32]
+        phases = torch.stack([inner[y::2, x::2].mean() for y in (0, 1) for x in (0, 1)])
+        border = torch.cat([part.flatten() for part in (error[:8], error[-8:], error[:, :8], error[:, -8:])])
+        print(
+            f"flat at {127.5 * (level + 1):.0f} of 255, noise of 41: left {inner.std():.2f}, mean {inner.mean():+.2f}, "
+            f"spread of the means over the grid of 2 pixels {phases.max() - phases.min():.3f}, "
+            f"border of 8 pixels {border.mean() - inner.mean():+.2f}"
+        )
+
+
+def samples(prior: Prior, path: Path) -> None:
+    """Four of 128 pixels and two of 256, from pure noise, 50 steps of second order."""
+    rows = []
+    for size, count in ((128, 4), (256, 2)):
+        scheduler = DPMSolverMultistepScheduler.from_config(prior.scheduler.config)
+        scheduler.set_timesteps(50)
+        x = torch.randn(count, 1, size, size, generator=torch.Generator().manual_seed(size))
+        for t in scheduler.timesteps:
+            x = scheduler.step(prior.unet(x.to(prior.unet.dtype), t).sample.float(), t, x).prev_sample
+        rows.append(np.hstack([((picture[0].clamp(-1, 1) + 1) * 127.5).round().byte().numpy() for picture in x]))
+    cv2.imwrite(str(path), np.vstack(rows))
 
 
 @torch.no_grad()
@@ -27,49 +99,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--prior", default="embedded")
-    parser.add_argument("--crop", type=int, default=256)
+    parser.add_argument("--crop", type=int, default=192)
+    parser.add_argument("--bfloat16", action="store_true")
+    parser.add_argument("--bm3d", action="store_true")
+    parser.add_argument("--samples", type=Path)
     args = parser.parse_args()
     prior = load_prior(args.prior)
-    unet, alphas_cumprod = prior.unet, prior.scheduler.alphas_cumprod
-
+    if args.bfloat16:
+        prior.unet.to(torch.bfloat16)
+    reach = 127.5 * noise_over_signal(prior.scheduler)
+    print("t of each sigma: " + "  ".join(f"{s}: {int((reach - s).abs().argmin())}" for s in SIGMAS))
     for folder in sorted(p for p in args.data.iterdir() if p.is_dir()):
         pictures = [read_luma(path) for path in split(folder)[1]]
-        psnr = {sigma: denoising_psnr(unet, alphas_cumprod, pictures, sigma, args.crop) for sigma in SIGMAS}
-        print(
-            f"{folder.name} ({len(pictures)})  PSNR  " + "  ".join(f"{s}: {v:.2f}" for s, v in psnr.items()), flush=True
-        )
-        generator = torch.Generator().manual_seed(0)
-        losses = []
-        for t in TIMES:
-            a = alphas_cumprod[t].item()
-            total = 0.0
-            for grey in pictures[:12]:
-                x0 = torch.from_numpy(grey[:160, :160].astype("float32") / 127.5 - 1)[None, None]
-                eps = torch.randn(x0.shape, generator=generator)
-                x_t = a**0.5 * x0 + (1 - a) ** 0.5 * eps
-                guess = denoise(unet, prior.scheduler, x_t, t)
-                total += ((x_t - a**0.5 * guess) / (1 - a) ** 0.5 - eps).square().mean().item()
-            losses.append(total / len(pictures[:12]))
-        print("    eps-loss  " + "  ".join(f"t {t}: {v:.4f}" for t, v in zip(TIMES, losses, strict=True)), flush=True)
+        psnr = {s: denoising_psnr(prior.unet, prior.scheduler, pictures, s, args.crop) for s in SIGMAS}
+        print(f"{folder.name} ({len(pictures)})  PSNR  " + "  ".join(f"{s}: {v:.2f}" for s, v in psnr.items()))
+        losses = {t: eps_loss(prior, pictures[:12], t) for t in TIMES}
+        print("    eps-loss  " + "  ".join(f"t {t}: {v:.4f}" for t, v in losses.items()), flush=True)
+        if args.bm3d:
+            values = {s: bm3d_psnr(pictures, s, args.crop) for s in (15, 25, 50)}
+            print("    BM3D  " + "  ".join(f"{s}: {v:.2f}" for s, v in values.items()), flush=True)
+    artefacts(prior)
+    if args.samples:
+        samples(prior, args.samples)
 
-    ramp = torch.linspace(-0.8, 0.8, 64).view(1, 1, 1, -1)
-    for size in (64, 256, 1024):
-        x0 = ramp.repeat_interleave(size // 64, dim=-1).expand(1, 1, size, size)
-        a = alphas_cumprod[100].item()
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-        guess = denoise(unet, prior.scheduler, a**0.5 * x0 + (1 - a) ** 0.5 * noise, 100)
-        drift, contrast = (guess - x0).mean().item() * 127.5, (guess.std() / x0.std()).item()
-        print(f"ramp of {size} pixels at t = 100: mean drifts by {drift:+.2f} of 255, contrast times {contrast:.4f}")
-
-    x = torch.randn(1, 1, 480, 640)
-    unet(x, 100)
+    x = torch.randn(1, 1, 480, 640).to(prior.unet.dtype)
+    prior.unet(x, 100)
     seconds = []
     for _ in range(7):
         begin = time.perf_counter()
-        unet(x, 100)
+        prior.unet(x, 100)
         seconds.append(time.perf_counter() - begin)
     median, least = statistics.median(seconds), min(seconds)
-    print(f"640x480: median {median:.2f} s, least {least:.2f} s, {torch.get_num_threads()} threads")
+    print(f"640x480: median {median:.2f} s, least {least:.2f} s, {torch.get_num_threads()} threads, {prior.unet.dtype}")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,15 @@ from ddfm.errors import InputError
 from ddfm.prior import load_prior
 from ddfm.train import (
     HELD_OUT,
+    Batches,
     Recipe,
+    blockiness,
     denoising_psnr,
     learning_rate,
     new_scheduler,
     new_unet,
+    noise_over_signal,
+    noise_steps,
     random_crops,
     scales,
     split,
@@ -82,7 +86,7 @@ def same(one, other):
 
 
 def assert_same_run(one, other):
-    for key in ("unet", "ema", "optimiser", "torch_rng", "numpy_rng", "step"):
+    for key in ("unet", "ema", "optimiser", "step"):
         assert same(one[key], other[key]), key
 
 
@@ -109,7 +113,7 @@ def test_an_interrupted_run_goes_on_exactly(data, whole, tmp_path, at):
 
     with pytest.raises(Interrupted):
         train(data, tmp_path, TINY, checkpoint_minutes=0, report=interrupt)
-    torch.rand(7)  # another process would have another random state
+    torch.rand(7), np.random.rand(7)  # another process would have another random state
     parts, _ = trained(data, tmp_path)
     assert_same_run(parts, checkpoint_of(whole))
 
@@ -200,6 +204,13 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     assert "broken.png" in refused(tmp_path / "data", tmp_path / "run")
 
 
+def test_a_broken_checkpoint_is_refused_in_one_sentence(data, whole, tmp_path):
+    for content in (b"", b"no archive", (whole / "checkpoint.pt").read_bytes()[:5000]):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        assert "checkpoint.pt" in refused(data, tmp_path)
+        assert (tmp_path / "checkpoint.pt").read_bytes() == content
+
+
 # -------------------------------------------------------------------------------------------------------- held out
 
 
@@ -279,13 +290,78 @@ def test_crops_are_pictures_in_range_and_differ():
     assert len({crop.numpy().tobytes() for crop in crops}) == 8
 
 
+def test_crops_do_not_show_the_levels_of_eight_bits():
+    """A flat picture has one level; in crops its values spread over that level evenly."""
+    flat = [np.full((16, 16), 100, np.uint8)]
+    crops = random_crops(flat, np.ones(1), replace(TINY, batch=64), np.random.default_rng(0))
+    plain = min(
+        ((c + 1) / 2 * 256 for c in crops), key=lambda c: (c.mean() - 100.5).abs()
+    )  # neither gamma nor inverted
+    assert plain.min() >= 100 and plain.max() <= 101
+    assert plain.std().item() == pytest.approx(12**-0.5, rel=0.1)
+
+
 def test_scales_leave_out_what_is_smaller_than_a_crop():
-    assert [s.shape for s in scales(made_picture(40, 60), crop=30)] == [(40, 60), (30, 45)]
+    assert [s.shape for s in scales(made_picture(40, 60), crop=28)] == [(40, 60), (28, 42)]
+
+
+def jpeg(grey, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+
+
+def test_a_picture_with_the_blocks_of_jpeg_is_used_only_shrunk():
+    ramp = np.linspace(30, 200, 128)
+    noisy = ramp[:, None] / 2 + ramp[None] / 2 + np.random.default_rng(0).normal(0, 6, (128, 128))
+    clean = cv2.GaussianBlur(noisy, (0, 0), 1.5).astype(np.uint8)
+    blocks = jpeg(clean, 10)
+    assert blockiness(clean) < 1.1 < 1.5 < blockiness(blocks)
+    assert [s.shape for s in scales(clean, crop=16)] == [(128, 128), (90, 90), (64, 64)]
+    assert [s.shape for s in scales(blocks, crop=16)] == [(90, 90), (64, 64)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (9, 9), (8, 300), (17, 23)])
+def test_blockiness_of_any_size_is_finite_and_that_of_flat_pictures_is_low(shape):
+    assert np.isfinite(blockiness(np.random.default_rng(0).integers(0, 255, shape, np.uint8)))
+    assert blockiness(np.full(shape, 7, np.uint8)) < 1.1
+
+
+def test_batches_depend_on_the_seed_and_the_step_alone():
+    pictures = [made_picture(40, 50)]
+    one, other = (Batches(pictures, replace(TINY, seed=seed)) for seed in (0, 1))
+    one[3]
+    assert torch.equal(one[5], Batches(pictures, TINY)[5])
+    assert not torch.equal(one[5], one[6]) and not torch.equal(one[5], other[5])
+
+
+def test_most_noise_levels_lie_where_pictures_are_denoised_and_some_everywhere():
+    ratio = noise_over_signal(new_scheduler())
+    t = noise_steps(40_000, ratio, torch.Generator().manual_seed(0))
+    assert t.min() >= 0 and t.max() <= 999
+    uniform, rest = t[::4], torch.cat([t[k::4] for k in (1, 2, 3)])
+    assert uniform.double().mean().item() == pytest.approx(499.5, abs=10)
+    log_sigma = ratio[rest].log()
+    assert log_sigma.median().item() == pytest.approx(-1.2, abs=0.05)
+    low, high = torch.tensor([-2.4, 0.0])  # one deviation to either side
+    assert ((log_sigma > low) & (log_sigma < high)).double().mean().item() == pytest.approx(0.683, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_both_kinds_of_prediction_learn_and_export_what_they_are(data, tmp_path, kind):
+    recipe = replace(TINY, prediction_type=kind, steps=60, decay=0.0)
+    trained(data, tmp_path, recipe)
+    prior = load_prior(tmp_path / "prior")
+    assert prior.scheduler.config["prediction_type"] == kind
+    pictures = [made_picture(32, 40, seed=50)]
+    torch.manual_seed(0)
+    psnr = [denoising_psnr(unet.eval(), prior.scheduler, pictures, 50) for unet in (new_unet(recipe), prior.unet)]
+    assert psnr[1] > psnr[0] + 0.5
 
 
 def test_psnr_is_measured_at_the_right_noise():
     class Guess(torch.nn.Module):
         """Predicts no noise: what is left is the noise itself, sigma of 255."""
+
+        dtype, config = torch.float32, {"in_channels": 1, "block_out_channels": (1,)}
 
         def __init__(self):
             super().__init__()
@@ -297,4 +373,4 @@ def test_psnr_is_measured_at_the_right_noise():
     grey = [np.full((160, 160), 128, np.uint8)]
     for sigma in (15, 25, 50):
         expected = 20 * np.log10(255 / sigma)
-        assert denoising_psnr(Guess(), new_scheduler().alphas_cumprod, grey, sigma) == pytest.approx(expected, abs=0.2)
+        assert denoising_psnr(Guess(), new_scheduler(), grey, sigma) == pytest.approx(expected, abs=0.2)

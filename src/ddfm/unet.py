@@ -1,5 +1,7 @@
 """The embedded prior's network: diffusers' `UNet2DModel` behind a pixel-unshuffle."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (a saved pipeline is loaded by this name, here)
@@ -7,14 +9,17 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 
 
 class UnshuffleUNet2DModel(UNet2DModel):
-    """`UNet2DModel` on the 2x2 pixel-unshuffled picture: (B, C, H, W) -> (B, 4C, H/2, W/2) -> (B, C, H, W).
+    """`UNet2DModel` on the r x r pixel-unshuffled luma: (B, 1, H, W) -> (B, r^2, H/r, W/r) -> (B, 1, H, W).
 
     Same weights file, configuration and call as its parent; `in_channels` in the configuration counts the unshuffled
-    channels (4 for luma). A quarter of the positions makes it about four times cheaper, as in FFDNet
+    channels (4 for r = 2). A quarter of the positions makes it about four times cheaper, as in FFDNet
     (Zhang et al., 2018).
     """
 
-    unshuffle = 2
+    @property
+    def unshuffle(self) -> int:
+        """r: pixels a side of what becomes one position."""
+        return math.isqrt(self.config["in_channels"])
 
     def forward(
         self,
@@ -23,7 +28,7 @@ class UnshuffleUNet2DModel(UNet2DModel):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        """As `UNet2DModel.forward`; H and W must be multiples of 2 x 2^(levels - 1)."""
+        """As `UNet2DModel.forward`; H and W must be multiples of r x 2^(levels - 1)."""
         quarter = F.pixel_unshuffle(sample, self.unshuffle)
         out = super().forward(quarter, timestep, class_labels, return_dict=False)[0]
         out = F.pixel_shuffle(out, self.unshuffle)

@@ -1,0 +1,66 @@
+"""Which network for the embedded prior: candidates trained alike and briefly, PSNR and milliseconds side by side.
+
+    python benchmarks/architectures.py DATA RUNS [--steps 600] [--only NAME ...]
+
+DATA is the training folder. Each candidate sees the same crops and the same noise; RUNS keeps a folder for each, and a
+second call goes on where the first stopped. PSNR in dB on 12 held-out pictures of each folder; milliseconds are the
+least of five evaluations at 640x480 in float32, in turn, so that all share the machine's weather.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddfm.prior import load_prior
+from ddfm.train import Recipe, train
+
+CANDIDATES = {
+    "32-64-128-192": Recipe(channels=(32, 64, 128, 192)),
+    "32-64-128-192 v": Recipe(channels=(32, 64, 128, 192), prediction_type="v_prediction"),
+    "32-48-96-128": Recipe(channels=(32, 48, 96, 128)),
+    "64-128-192, unshuffle 4": Recipe(channels=(64, 128, 192), unshuffle=4),
+    "64-96-128 x 2, unshuffle 4": Recipe(channels=(64, 96, 128), unshuffle=4, layers_per_block=2),
+    "48, one level": Recipe(channels=(48,)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--only", nargs="*", default=list(CANDIDATES))
+    args = parser.parse_args()
+    folders = {name: args.runs / name.replace(" ", "_").replace(",", "") for name in args.only}
+    for name, folder in folders.items():
+        recipe = CANDIDATES[name]
+        recipe.steps, recipe.lr = args.steps, 7e-4
+        print(name, flush=True)
+        train(args.data, folder, recipe)
+
+    x = torch.randn(1, 1, 480, 640)
+    priors = {name: load_prior(folder / "prior") for name, folder in folders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in priors}
+    with torch.inference_mode():
+        for _ in range(6):  # the first is the warm-up
+            for name, prior in priors.items():
+                begin = time.perf_counter()
+                prior.unet(x, 100)
+                seconds[name].append(time.perf_counter() - begin)
+    for name, prior in priors.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            prior.unet(x, 100)
+        parameters = sum(p.numel() for p in prior.unet.parameters())
+        with (folders[name] / "log.csv").open(newline="") as file:
+            row = list(csv.DictReader(file))[-1]
+        psnr = "  ".join(f"{key} {value}" for key, value in row.items() if key.endswith((" 15", " 25", " 50")))
+        gmac, ms = counter.get_total_flops() / 2e9, min(seconds[name][1:]) * 1e3
+        print(f"{name}: {parameters / 1e6:.2f} M  {gmac:.1f} GMAC  {ms:.0f} ms  {psnr}  ({row['minutes']} min)")
+
+
+if __name__ == "__main__":
+    main()
