@@ -118,6 +118,40 @@ def test_pseudo_colour_does_not_wash_out(fusion):
     assert hue_error(lab).mean() <= hue_error(clipped).mean() + 0.1
 
 
+def test_make_room_moves_y_only_where_the_chroma_does_not_fit():
+    rng = np.random.default_rng(0)
+    rgb = rng.random((40, 50, 3), np.float32)
+    y, chroma = colour.split(rgb)
+    np.testing.assert_allclose(colour.make_room(y, chroma), y, atol=1e-6)  # a picture's own luma fits
+    other = rng.random((40, 50), np.float32)
+    fits = np.abs(colour.split(colour.join(other, chroma))[1] - chroma).max(axis=-1) < 1e-6
+    moved = colour.make_room(other, chroma)
+    np.testing.assert_allclose(moved[fits], other[fits], atol=1e-6)
+    assert (np.abs(moved - other)[~fits] > 0).mean() > 0.99
+    assert (np.abs(moved - y) <= np.abs(other - y) + 1e-6).all()  # towards the luma that the colour came from
+
+
+def test_make_room_goes_from_no_move_to_whole_chroma():
+    rng = np.random.default_rng(1)
+    chroma = colour.split(rng.random((40, 50, 3), np.float32))[1]
+    y = rng.random((40, 50), np.float32)
+    np.testing.assert_array_equal(colour.make_room(y, chroma, 0), y)
+    kept = [colour.split(colour.join(colour.make_room(y, chroma, share), chroma))[1] for share in (0, 0.5, 1)]
+    np.testing.assert_allclose(kept[2], chroma, atol=1e-6)
+    whole = np.hypot(*chroma.transpose(2, 0, 1)).sum()
+    none, half = (np.hypot(*part.transpose(2, 0, 1)).sum() / whole for part in kept[:2])
+    assert none < half - 0.05 < 1
+
+
+def test_a_hot_spot_on_white_keeps_its_colour_and_grey_stays_grey():
+    white = np.ones((4, 4), np.float32)
+    hot = np.tile(np.array([1.0, 0.2, 0.1], np.float32), (4, 4, 1))
+    fused = colour.fused_colour(white, [white, hot])
+    assert fused[..., 0].min() > 0.95 and fused[..., 2].max() < 0.75
+    grey = np.repeat(white[..., None], 3, axis=-1) / 2
+    np.testing.assert_allclose(colour.fused_colour(white, [white, grey]), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_studio_is_skimage(dtype):
     x = torch.rand(2, 3, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -20,6 +20,10 @@ Mode = Literal["auto", "grey", "first", "second"]
 
 _R, _G, _B = 0.299, 0.587, 0.114
 
+# Of the way that Y goes towards the chroma. On six PET pairs, 0, 0.5 and 1 keep 52, 79 and 99 % of the chroma in
+# bright regions; hot spots are white with 0, and with 1 no structure of the MRI is left in them.
+ROOM = 0.5
+
 # ITU-R BT.601 studio swing as in skimage.color.rgb2ycbcr: RGB in [0, 1] to Y in [16, 235], Cb and Cr in [16,
 # 240].
 _STUDIO = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
@@ -48,13 +52,28 @@ def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     the chroma of that pixel alone is multiplied by the largest factor in [0, 1] that fits, so Y and hue stay
     as they are.
     """
-    y = np.clip(np.asarray(y, np.float32), 0, 1)[..., None]
-    red, blue = 1.402 * chroma[..., 1], 1.772 * chroma[..., 0]
-    offset = np.stack([red, -(_R * red + _B * blue) / _G, blue], axis=-1).astype(np.float32)  # RGB - Y
+    y, offset = np.clip(np.asarray(y, np.float32), 0, 1)[..., None], _offset(chroma)
     room = np.where(offset > 0, 1 - y, y)
     size = np.maximum(np.abs(offset), np.float32(1e-12))
     factor = np.minimum(1, (room / size).min(axis=-1, keepdims=True))
     return np.clip(y + factor * offset, 0, 1)
+
+
+def make_room(y: np.ndarray, chroma: np.ndarray, share: float = ROOM) -> np.ndarray:
+    """Y (H, W) in [0, 1] moved by `share` of the way to the nearest Y that shows the chroma (H, W, 2) whole.
+
+    White has no colour: where `join` would have to take much of the chroma, as in the hot spots of a PET
+    over a bright MRI, Y gives way to it. With 0 Y stays, with 1 the chroma.
+    """
+    y, offset = np.clip(np.asarray(y, np.float32), 0, 1), _offset(chroma)
+    low, high = np.maximum(0, -offset.min(axis=-1)), 1 - np.maximum(0, offset.max(axis=-1))
+    return y + share * (np.clip(y, low, np.maximum(low, high)) - y)
+
+
+def _offset(chroma: np.ndarray) -> np.ndarray:
+    """RGB - Y of a chroma, (H, W, 2) to (H, W, 3)."""
+    red, blue = 1.402 * chroma[..., 1], 1.772 * chroma[..., 0]
+    return np.stack([red, -(_R * red + _B * blue) / _G, blue], axis=-1).astype(np.float32)
 
 
 def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
@@ -72,7 +91,8 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode 
     """Give the fused luma, (H, W) in [0, 1], the colour of its sources, each (H, W) or (H, W, 3) in [0, 1].
 
     mode: "auto" takes the chroma of every coloured source (merged by saturation if several), "first" and
-    "second" that of one source, "grey" none. Returns (H, W, 3), or (H, W) where there is no colour to take.
+    "second" that of one source, "grey" none. Where the colour would wash out Y gives way a little, see
+    `make_room`. Returns (H, W, 3), or (H, W) where there is no colour to take.
     """
     chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
     coloured = [source for source in sources[chosen] if source.ndim == 3]
@@ -81,8 +101,9 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode 
     rgb = np.empty((*y_fused.shape, 3), np.float32)
     rows = max(1, 2**20 // y_fused.shape[1])  # some at a time: colour takes a dozen copies of what it works on
     for some in (slice(top, top + rows) for top in range(0, len(rgb), rows)):
-        chroma = [split(source[some])[1] for source in coloured]
-        rgb[some] = join(y_fused[some], chroma[0] if len(chroma) == 1 else merge_chroma(chroma))
+        each = [split(source[some])[1] for source in coloured]
+        chroma = each[0] if len(each) == 1 else merge_chroma(each)
+        rgb[some] = join(make_room(y_fused[some], chroma), chroma)
     return rgb
 
 
