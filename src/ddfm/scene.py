@@ -67,6 +67,8 @@ class Scene:
     def fuse(self, pipe: DDFMPipeline, seed: int = 0, progress: Progress | None = None, **options: Any) -> np.ndarray:
         """The fused picture, float32 [0, 1] (H, W) or (H, W, 3), or volume (S, H, W).
 
+        A slice that is flat in all sources gets the mean of their values.
+
         Args:
             pipe: What fuses.
             seed: Of the noise, which is the same for all slices of a volume.
@@ -124,7 +126,7 @@ class Scene:
             images.write(path, fused, self.bits(path, depth), self.like(path))
 
     def _check_sizes(self) -> None:
-        from .pipeline import SMALLEST  # late: it brings torch, and a file that cannot be read needs to be no wait
+        from .pipeline import SMALLEST  # late: it brings torch, which bad files need not wait for
 
         first = self.sources[0]
         for source in self.sources:
