@@ -1,6 +1,6 @@
 """Which network for the embedded prior: candidates trained alike and briefly, PSNR and milliseconds side by side.
 
-    python benchmarks/architectures.py DATA RUNS [--steps 600] [--only NAME ...]
+    python benchmarks/architectures.py DATA RUNS [--steps 400] [--only NAME ...]
 
 DATA is the training folder. Each candidate sees the same crops and the same noise; RUNS keeps a folder for each, and a
 second call goes on where the first stopped. PSNR in dB on 12 held-out pictures of each folder; milliseconds are the
@@ -19,11 +19,11 @@ from ddfm.prior import load_prior
 from ddfm.train import Recipe, train
 
 CANDIDATES = {
+    "32-48-96-128": Recipe(),
+    "32-48-96-128, v": Recipe(prediction_type="v_prediction"),
     "32-64-128-192": Recipe(channels=(32, 64, 128, 192)),
-    "32-64-128-192 v": Recipe(channels=(32, 64, 128, 192), prediction_type="v_prediction"),
-    "32-48-96-128": Recipe(channels=(32, 48, 96, 128)),
     "64-128-192, unshuffle 4": Recipe(channels=(64, 128, 192), unshuffle=4),
-    "64-96-128 x 2, unshuffle 4": Recipe(channels=(64, 96, 128), unshuffle=4, layers_per_block=2),
+    "48-64-96": Recipe(channels=(48, 64, 96)),
     "48, one level": Recipe(channels=(48,)),
 }
 
@@ -32,13 +32,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--only", nargs="*", default=list(CANDIDATES))
     args = parser.parse_args()
     folders = {name: args.runs / name.replace(" ", "_").replace(",", "") for name in args.only}
     for name, folder in folders.items():
         recipe = CANDIDATES[name]
-        recipe.steps, recipe.lr = args.steps, 7e-4
+        recipe.steps = args.steps
         print(name, flush=True)
         train(args.data, folder, recipe)
 

@@ -4,9 +4,10 @@
 
 DATA is the training folder: of each of its folders the held-out pictures are taken (`train.split`), their luma, centre
 crops. Prints PSNR in dB for Gaussian noise of several sigma of 255 at the matching time step, the mean squared error of
-the predicted noise over t, the drift of mean and contrast with picture size, what is left of a flat noisy picture on
-the network's grid and at the border, and seconds per 640x480 evaluation. `--bm3d` puts BM3D (the package `bm3d`) beside
-it, which says how hard the pictures are; `--samples` writes unconditional samples of 128 and 256 pixels.
+the predicted noise over t, how much of JPEG's blocks is left, the drift of mean and contrast with picture size, what is
+left of a flat noisy picture on the network's grid and at the border, and seconds per 640x480 evaluation. `--bm3d` puts
+BM3D (the package `bm3d`) beside it, which says how hard the pictures are; `--samples` writes unconditional samples of
+128 and 256 pixels.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from ddfm.prior import Prior, denoise, load_prior
-from ddfm.train import denoising_psnr, noise_over_signal, read_luma, split
+from ddfm.train import blockiness, denoising_psnr, noise_over_signal, read_luma, split
 
 SIGMAS = (2, 5, 10, 15, 25, 50, 75, 100, 200, 400)
 TIMES = (1, 10, 50, 100, 200, 400, 600, 800, 950)
@@ -37,6 +38,20 @@ def eps_loss(prior: Prior, pictures: list[np.ndarray], t: int) -> float:
         guess = denoise(prior.unet, prior.scheduler, x_t, t)
         total += ((x_t - a**0.5 * guess) / (1 - a) ** 0.5 - eps).square().mean().item()
     return total / len(pictures)
+
+
+def blocks(prior: Prior, pictures: list[np.ndarray], sigma: float) -> tuple[float, float]:
+    """`blockiness` of the pictures' corners (on JPEG's grid) and of what is left of it after denoising `sigma`."""
+    t = int((noise_over_signal(prior.scheduler) - 2 * sigma / 255).abs().argmin())
+    a, generator, rows = prior.scheduler.alphas_cumprod[t].item(), torch.Generator().manual_seed(0), []
+    for grey in pictures:
+        corner = grey[:192, :192]
+        x0 = torch.from_numpy(corner.astype("float32") / 127.5 - 1)[None, None]
+        noise = torch.randn(x0.shape, generator=generator)
+        guess = denoise(prior.unet, prior.scheduler, a**0.5 * x0 + (1 - a) ** 0.5 * noise, t)
+        rows.append((blockiness(corner), blockiness(((guess[0, 0] + 1) * 127.5).numpy())))
+    before, after = np.mean(rows, axis=0)
+    return before, after
 
 
 def bm3d_psnr(pictures: list[np.ndarray], sigma: float, crop: int) -> float:
@@ -104,9 +119,7 @@ def main() -> None:
     parser.add_argument("--bm3d", action="store_true")
     parser.add_argument("--samples", type=Path)
     args = parser.parse_args()
-    prior = load_prior(args.prior)
-    if args.bfloat16:
-        prior.unet.to(torch.bfloat16)
+    prior = load_prior(args.prior, dtype=torch.bfloat16 if args.bfloat16 else torch.float32)
     reach = 127.5 * noise_over_signal(prior.scheduler)
     print("t of each sigma: " + "  ".join(f"{s}: {int((reach - s).abs().argmin())}" for s in SIGMAS))
     for folder in sorted(p for p in args.data.iterdir() if p.is_dir()):
@@ -115,6 +128,8 @@ def main() -> None:
         print(f"{folder.name} ({len(pictures)})  PSNR  " + "  ".join(f"{s}: {v:.2f}" for s, v in psnr.items()))
         losses = {t: eps_loss(prior, pictures[:12], t) for t in TIMES}
         print("    eps-loss  " + "  ".join(f"t {t}: {v:.4f}" for t, v in losses.items()), flush=True)
+        before, after = blocks(prior, pictures[:12], 10)
+        print(f"    JPEG's blocks: {before:.3f} in the pictures, {after:.3f} after denoising sigma 10", flush=True)
         if args.bm3d:
             values = {s: bm3d_psnr(pictures, s, args.crop) for s in (15, 25, 50)}
             print("    BM3D  " + "  ".join(f"{s}: {v:.2f}" for s, v in values.items()), flush=True)

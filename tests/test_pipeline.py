@@ -472,7 +472,6 @@ def test_progress_counts_the_cleaning_of_a_noisy_source(tiny_prior):
     assert seen[0] == (1, 4) and seen[-1] == (4, 4)
 
 
-
 def test_callback_sees_every_step_and_the_last_latents_are_the_sample(tiny_prior, pair):
     seen = []
     out = tiny_prior(

@@ -116,6 +116,15 @@ def test_pipeline_denoises_with_its_schedule(tiny_prior):
 # --------------------------------------------------------------------------------------------------------- loading
 
 
+def test_the_network_computes_in_the_dtype_asked_for_and_guesses_nearly_the_same():
+    x_t = torch.randn(1, 1, 32, 48, generator=torch.Generator().manual_seed(0)) / 4
+    priors = [load_prior("embedded", dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert [prior.unet.dtype for prior in priors] == [torch.float32, torch.bfloat16]
+    exact, rough = (denoise(prior.unet, prior.scheduler, x_t, 40) for prior in priors)
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).square().mean().sqrt() < 0.01
+
+
 def refusal(source):
     """The sentence with which load_prior refuses."""
     with pytest.raises(InputError) as caught:

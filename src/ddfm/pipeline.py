@@ -63,9 +63,14 @@ class DDFMPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @classmethod
-    def from_prior(cls, source: str | Path = "embedded", device: str | torch.device | None = None) -> "DDFMPipeline":
-        """A pipeline around `load_prior(source)`; see there for the sources and errors."""
-        prior = load_prior(source, device)
+    def from_prior(
+        cls,
+        source: str | Path = "embedded",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "DDFMPipeline":
+        """A pipeline around `load_prior(source, device, dtype)`; see there for what they are and the errors."""
+        prior = load_prior(source, device, dtype)
         return cls(prior.unet, prior.scheduler)
 
     def denoise(

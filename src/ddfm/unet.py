@@ -9,17 +9,18 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 
 
 class UnshuffleUNet2DModel(UNet2DModel):
-    """`UNet2DModel` on the r x r pixel-unshuffled luma: (B, 1, H, W) -> (B, r^2, H/r, W/r) -> (B, 1, H, W).
+    """`UNet2DModel` on the r x r pixel-unshuffled picture: (B, C, H, W) -> (B, r^2 C, H/r, W/r) -> (B, C, H, W).
 
     Same weights file, configuration and call as its parent; `in_channels` in the configuration counts the unshuffled
-    channels (4 for r = 2). A quarter of the positions makes it about four times cheaper, as in FFDNet
+    channels: r^2 for luma (4 for r = 2), 3 r^2 for RGB. A quarter of the positions makes it about four times cheaper, as in FFDNet
     (Zhang et al., 2018).
     """
 
     @property
     def unshuffle(self) -> int:
         """r: pixels a side of what becomes one position."""
-        return math.isqrt(self.config["in_channels"])
+        n = self.config["in_channels"]
+        return math.isqrt(n if math.isqrt(n) ** 2 == n else n // 3)
 
     def forward(
         self,
