@@ -182,6 +182,14 @@ def test_tiles_are_those_of_the_function(fuse, folder, prior, options, tile, ove
         assert np.abs(expected - ddfm.pipeline.fuse(*sources, tile=None, **common)).max() > 20 / 255  # tiled at all
 
 
+def test_bfloat16_is_nearly_the_same_and_not_the_same(fuse, folder):
+    results = []
+    for options in ((), ("--bfloat16",)):
+        assert fuse("--depth", 16, "--likelihood", "paper", "--steps", 3, *options)[0] == 0
+        results.append(images.read(folder / "fused.png").pixels)
+    assert 0 < np.abs(results[1] - results[0]).mean() < 0.05
+
+
 def test_the_bar_moves_tile_by_tile(fuse, monkeypatch):
     seen, update = [], Progress.update
 
@@ -485,6 +493,12 @@ def run_batch(ddfm_, sets, prior):
         return ddfm_("batch", *paths, *common, *options)
 
     return run
+
+
+def test_batch_in_bfloat16_is_another_setting(run_batch, sets):
+    assert run_batch("--resume")[1].startswith("2 fused, 0 complete before")
+    assert run_batch("--resume", "--bfloat16")[1].startswith("2 fused, 0 complete before")
+    assert run_batch("--resume", "--bfloat16")[1].startswith("0 fused, 2 complete before")
 
 
 def test_batch_in_tiles_is_the_function(run_batch, sets, prior):

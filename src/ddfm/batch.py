@@ -89,6 +89,7 @@ def batch(
     *,
     prior: str | Path = "embedded",
     device: str | None = None,
+    bfloat16: bool = False,
     seed: int = 0,
     resume: bool = False,
     batch_size: int | None = None,
@@ -111,6 +112,7 @@ def batch(
         out_dir: Made if it is not there. One run at a time.
         prior: As in `load_prior`.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        bfloat16: Whether the network computes in it, see `load_prior`.
         seed: Of the noise. Each picture has its own, `picture_generator(seed, name)`, whatever it is batched with.
         resume: Skip what the manifest has with these settings, this version and these sources, and whose file is as
             it was written. Without it everything is fused again.
@@ -138,10 +140,11 @@ def batch(
     images.check_target(out / f"picture{suffix}", 8 if depth == "same" else depth)
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = DDFMPipeline.from_prior(prior, device)
+    pipe = DDFMPipeline.from_prior(prior, device, torch.bfloat16 if bfloat16 else torch.float32)
     pipe.set_progress_bar_config(disable=True)
     settings = _settings(pipe, options) | {
         "prior": str(prior),
+        "bfloat16": bfloat16,
         "seed": seed,
         "depth": depth,
         "format": suffix,

@@ -35,6 +35,7 @@ Sampler = Annotated[str, typer.Option(help="ddim, ddpm (ancestral) or dpm++ (sec
 Steps = Annotated[int | None, typer.Option(help="Reverse steps; the likelihood's own number if not given.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise; the same seed gives the same picture.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA is taken where there is one.")]
+Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help="The network in bfloat16: faster where there is such.")]
 Contrast = Annotated[str, typer.Option(help="keep, or minmax to stretch the result to the full range.")]
 Colour = Annotated[str, typer.Option(help="Whose colour: auto, grey, first or second.")]
 Tile = Annotated[str, typer.Option(help="Large pictures in tiles: auto (by the free memory), none or pixels a side.")]
@@ -101,13 +102,17 @@ def _progress() -> Progress:
     return Progress(*columns, console=err, transient=True, speed_estimate_period=600)
 
 
-def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
+def _pipeline(prior: str, device: str | None, bfloat16: bool = False) -> "DDFMPipeline":
     with err.status("loading the prior"):
         import torch
 
         from .pipeline import DDFMPipeline
 
-        pipe = DDFMPipeline.from_prior(prior, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        pipe = DDFMPipeline.from_prior(
+            prior,
+            device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            torch.bfloat16 if bfloat16 else torch.float32,
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -148,6 +153,7 @@ def fuse(
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = None,
+    bfloat16: Bfloat16 = False,
     contrast: Contrast = "keep",
     colour: Colour = "auto",
     depth: Depth = "same",
@@ -166,7 +172,7 @@ def fuse(
     for finding in scene.findings:
         err.print(_plain(finding), highlight=False, soft_wrap=True)
     fused = _run(
-        _pipeline(prior, device),
+        _pipeline(prior, device, bfloat16),
         scene,
         seed,
         "fusing",
@@ -192,6 +198,7 @@ def batch(
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = None,
+    bfloat16: Bfloat16 = False,
     contrast: Contrast = "keep",
     colour: Colour = "auto",
     depth: Depth = "same",
@@ -214,6 +221,7 @@ def batch(
             output,
             prior=prior,
             device=device,
+            bfloat16=bfloat16,
             seed=seed,
             resume=resume,
             batch_size=batch_size,
@@ -341,6 +349,7 @@ def bench(
     steps: Steps = None,
     seed: Seed = 0,
     device: Device = None,
+    bfloat16: Bfloat16 = False,
     contrast: Contrast = "keep",
     tile: Tile = "auto",
     overlap: Overlap = 32,
@@ -359,7 +368,7 @@ def bench(
     from .evaluate import bench as run_bench
 
     tiles = _tile(tile)
-    pipe = _pipeline(prior, device)
+    pipe = _pipeline(prior, device, bfloat16)
     options: dict[str, Any] = {
         "sampler": sampler,
         "num_inference_steps": steps,

@@ -12,8 +12,8 @@ class UnshuffleUNet2DModel(UNet2DModel):
     """`UNet2DModel` on the r x r pixel-unshuffled picture: (B, C, H, W) -> (B, r^2 C, H/r, W/r) -> (B, C, H, W).
 
     Same weights file, configuration and call as its parent; `in_channels` in the configuration counts the unshuffled
-    channels: r^2 for luma (4 for r = 2), 3 r^2 for RGB. A quarter of the positions makes it about four times cheaper, as in FFDNet
-    (Zhang et al., 2018).
+    channels: r^2 for luma (4 for r = 2), 3 r^2 for RGB. A quarter of the positions makes it about four times cheaper,
+    as in FFDNet (Zhang et al., 2018).
     """
 
     @property
