@@ -204,6 +204,19 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     assert "broken.png" in refused(tmp_path / "data", tmp_path / "run")
 
 
+def test_a_run_starts_from_a_prior(data, whole, tmp_path):
+    unmoved = replace(TINY, steps=1, lr=0.0)
+    checkpoint, _ = trained(data, tmp_path, unmoved, initial=whole / "prior")
+    start = load_prior(whole / "prior").unet.state_dict()
+    assert all(torch.allclose(checkpoint["unet"][key], value) for key, value in start.items())
+
+
+@pytest.mark.parametrize("change", [{"channels": (8, 24)}, {"prediction_type": "v_prediction"}])
+def test_a_prior_of_another_recipe_is_refused(data, whole, tmp_path, change):
+    with pytest.raises(InputError, match=r"architecture|predicts"):
+        train(data, tmp_path, replace(TINY, **change), initial=whole / "prior")
+
+
 def test_a_broken_checkpoint_is_refused_in_one_sentence(data, whole, tmp_path):
     for content in (b"", b"no archive", (whole / "checkpoint.pt").read_bytes()[:5000]):
         (tmp_path / "checkpoint.pt").write_bytes(content)

@@ -433,6 +433,7 @@ def prior_train(
     data: Annotated[Path, typer.Argument(help="A folder of folders of pictures.")],
     run: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; an existing one is gone on with.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 8000,
+    initial: Annotated[str | None, typer.Option(help="A prior of this architecture to start from.")] = None,
     device: Device = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
 ) -> None:
@@ -444,7 +445,9 @@ def prior_train(
     if threads:
         torch.set_num_threads(threads)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    out.print(_plain(train(data, run, Recipe(steps=steps), device=device)), highlight=False, soft_wrap=True)
+    out.print(
+        _plain(train(data, run, Recipe(steps=steps), initial=initial, device=device)), highlight=False, soft_wrap=True
+    )
 
 
 if __name__ == "__main__":

@@ -229,7 +229,8 @@ def train(
         report: Called with one line of progress at each checkpoint.
 
     Raises:
-        InputError: no pictures, a checkpoint of another recipe, or divergence (the last good checkpoint stays).
+        InputError: no pictures, a checkpoint or initial prior of another recipe, or divergence (the last good
+            checkpoint stays).
     """
     recipe = recipe or Recipe()
     folders = sorted(p for p in data.iterdir() if p.is_dir()) if data.is_dir() else []
@@ -251,7 +252,13 @@ def train(
     for network in (unet, ema):
         network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-arg]
     if initial is not None:
-        unet.load_state_dict(load_prior(initial).unet.state_dict())
+        prior = load_prior(initial)
+        try:
+            unet.load_state_dict(prior.unet.state_dict())
+        except RuntimeError as error:
+            raise InputError(f"the prior {initial} has another architecture than {recipe.channels}") from error
+        if (kind := prior.scheduler.config["prediction_type"]) != recipe.prediction_type:
+            raise InputError(f"the prior {initial} predicts {kind}, the recipe {recipe.prediction_type}")
     ema.load_state_dict(unet.state_dict())
     optimiser = torch.optim.AdamW(unet.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01)
     step, seconds, last_loss = 0, 0.0, math.inf
