@@ -80,6 +80,16 @@ def test_known_displacement_is_found(seed, shift, degrees, scale):
     assert np.corrcoef(laid_over[inner].ravel(), expected.ravel())[0, 1] > 0.97
 
 
+def test_scale_of_an_object_on_black_is_found():
+    """A head in a dark frame: how much of the black leaves the picture must not count."""
+    first, second = scene(5)
+    y, x = np.indices(first.shape)
+    head = ((x - 170) / 85) ** 2 + ((y - 150) / 95) ** 2 < 1
+    moving, truth = displaced(second * head, (6, -5), 2, 1.03)
+    found = align.align(moving, (first * head)[40:-40, 40:-40])
+    assert found.confident and corner_error(found.matrix, truth) < 1.5
+
+
 def test_colour_is_warped_alike():
     half = align.Alignment(np.array([[1, 0, 3.0], [0, 1, -2.0]]), 3.6, 0.0, True, "")
     rgb = np.random.default_rng(0).random((40, 50, 3), np.float32)

@@ -1,10 +1,19 @@
 """Misregistered pairs: find the affine map between two pictures of different kind, say how far off they were,
 undo it.
 
-Intensities of two modalities are related by no known function, so the criterion is normalised mutual
-information (Studholme et al. 1999), of the pictures and of their edge maps. It is maximised coarse to fine: a
-grid of shifts, rotations and scales on thumbnails, then steps of a quadratic model whose samples lie about a
-pixel apart, which smooths over the ripple that interpolation leaves on mutual information.
+Intensities of two modalities are related by no known function, so the criterion is their mutual information,
+maximised coarse to fine: a grid of similarities on thumbnails, then steps of a quadratic model. Three things keep
+it from preferring some displacements for reasons that have nothing to do with the pictures:
+
+- it is always taken over all of the fixed picture (the moving one repeats its edge), since an overlap that changes
+  with the displacement changes the share of background, and so the criterion;
+- samples fade out towards the border, where the repeated edge is a guess;
+- samples lie on a grid turned against the pixels of both pictures, since interpolation smooths all displacements
+  but those that let pixels meet, and the latter would stand out.
+
+What remains is the bias of mutual information itself: where the modalities show different things (skull and scalp,
+brain alone), it can be highest some pixels from what an eye would choose. Two halves of a picture are then biased
+differently, and by their disagreement such a pair is refused.
 """
 
 from __future__ import annotations
@@ -20,9 +29,13 @@ from ddfm.colour import luma
 from ddfm.errors import InputError
 
 BINS = 32
+BLUR = 1.0  # pixels, at every level
+TURN = 0.5  # radians, of the grid of samples
+TAPER = 0.15  # samples fade out over this part of the picture at every border
 LEVELS = {64: 4, 128: 4, 256: 3, 512: 2}  # longest side in pixels: rounds
 HALVES_AT = 256
 SEARCH = 0.08  # the grid reaches shifts of this part of the longest side, 6 degrees, 6 %
+AFFINE_GAIN = 0.05  # the part of its mutual information that a pair must gain to be stretched and sheared
 LIMIT = 0.15  # a corner displaced by more than this part of the longest side is no misregistration but a mistake
 AGREEMENT = 0.01  # how far, as part of the longest side, the estimates from two halves may differ at a corner
 
@@ -48,8 +61,8 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
 
     Meant for what a mount or a hurried registration leaves: shifts up to 5 % of the picture, a few degrees, a
     few percent of scale. A similarity is found first and repeated on either half of a chequerboard of blocks;
-    where the two agree the result is confident, and stretch and shear are freed as well. Raises InputError if
-    the sizes differ or are below 32x32.
+    where the two agree the result is confident, and stretch and shear are added if they explain clearly more.
+    Raises InputError if the sizes differ or are below 32x32.
     """
     if moving.shape[:2] != fixed.shape[:2] or min(fixed.shape[:2]) < 32:
         sizes = " and ".join(f"{p.shape[1]}x{p.shape[0]}" for p in (moving, fixed))
@@ -61,8 +74,8 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     halves = [p, p]
     for side, rounds in LEVELS.items():
         scale = min(1.0, side / size)
-        maps = _maps(moving, scale), _maps(fixed, scale)
-        step = 2.0 / max(maps[1][0].shape)
+        maps = _map(moving, scale), _map(fixed, scale)
+        step = 2.0 / max(maps[1].shape)
         score = _criterion(*maps)
         if side == min(LEVELS):
             p = _grid(score, step)
@@ -78,12 +91,14 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     spread = float(np.linalg.norm(one - other, axis=0).max())
     agree = spread <= max(2.0, AGREEMENT * size)
     if agree:  # only what is well determined can tell stretch and shear from noise
-        p = _climb(score, p, step, 6, 2)
+        affine = _climb(score, p, step, 6, 2)
+        if score(affine) > (1 + AFFINE_GAIN) * score(p):
+            p = affine
     matrix = _matrix(p, fixed.shape)
     shift = float(np.linalg.norm(matrix @ corners - corners[:2], axis=0).max())
     confident = agree and shift <= LIMIT * size
     if confident:
-        sentence = f"The second picture was off by up to {shift:.1f} pixels (give or take {spread / 2:.1f})."
+        sentence = f"The second picture was off by up to {shift:.1f} pixels (give or take {spread:.1f})."
     else:
         sentence = (
             f"The pictures could not be aligned with confidence (two halves of them disagree by {spread:.0f} pixels, "
@@ -100,14 +115,14 @@ def warp(moving: np.ndarray, alignment: Alignment) -> np.ndarray:
     """
     if not alignment.confident:
         raise InputError(alignment.sentence)
-    return np.clip(_warp(moving, alignment.matrix, cv2.INTER_CUBIC, cv2.BORDER_REPLICATE), 0, 1)
+    return np.clip(_warp(moving, alignment.matrix, moving.shape, cv2.INTER_CUBIC), 0, 1)
 
 
-def _warp(picture: np.ndarray, matrix: np.ndarray, interpolation: int, border: int, value: float = 0) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _warp(picture: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
+    """picture at `matrix` applied to the pixels of a picture of this shape; its edge is repeated where it ends."""
     flags = interpolation | cv2.WARP_INVERSE_MAP
     picture = np.ascontiguousarray(picture, np.float32)
-    return cv2.warpAffine(picture, matrix, (width, height), flags=flags, borderMode=border, borderValue=(value,) * 4)
+    return cv2.warpAffine(picture, matrix[:2], shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _corners(shape: tuple[int, ...]) -> np.ndarray:
@@ -130,54 +145,53 @@ def _matrix(p: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.column_stack([linear, centre + np.array([x, y]) - linear @ centre])
 
 
-def _maps(picture: np.ndarray, scale: float) -> list[np.ndarray]:
-    """The picture and its edge map at one scale, as positions between 0 and BINS - 1 of a histogram."""
+def _map(picture: np.ndarray, scale: float) -> np.ndarray:
+    """The picture at one scale, smoothed, as positions between 0 and BINS - 1 of a histogram."""
     if scale < 1:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    picture = cv2.GaussianBlur(picture, (0, 0), 1.0)
-    dx, dy = cv2.Scharr(picture, cv2.CV_32F, 1, 0), cv2.Scharr(picture, cv2.CV_32F, 0, 1)
-    edges = cv2.GaussianBlur(np.sqrt(np.hypot(dx, dy)), (0, 0), 0.7)
-    maps = []
-    for values in (picture, edges):
-        low, high = np.quantile(values, [0.001, 0.999])
-        maps.append(np.clip((values - low) / max(high - low, 1e-6), 0, 1).astype(np.float32) * (BINS - 1))
-    return maps
+    picture = cv2.GaussianBlur(picture, (0, 0), BLUR)
+    low, high = np.quantile(picture, [0.001, 0.999])
+    return np.clip((picture - low) / max(high - low, 1e-6), 0, 1).astype(np.float32) * (BINS - 1)
 
 
-def _criterion(
-    moving: list[np.ndarray], fixed: list[np.ndarray], half: int | None = None
-) -> Callable[[np.ndarray], float]:
+def _criterion(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -> Callable[[np.ndarray], float]:
     """The function of p to maximise; half 0 or 1 counts only every second block of a chequerboard."""
-    shape = fixed[0].shape
-    use = np.ones(shape, bool)
+    height, width = fixed.shape
+    weight = np.outer(_taper(height), _taper(width))
     if half is not None:
-        y, x = np.indices(shape) // max(8, max(shape) // 8)
-        use = (x + y) % 2 == half
-    targets = [np.rint(values).astype(np.intp) for values in fixed]
+        y, x = np.indices(fixed.shape) // max(8, max(fixed.shape) // 8)
+        weight *= (x + y) % 2 == half
+    cos, sin = np.cos(TURN), np.sin(TURN)
+    shape = int(width * sin + height * cos) + 1, int(width * cos + height * sin) + 1
+    middle, centre = np.array(shape[::-1]) / 2 - 0.5, np.array([width, height]) / 2 - 0.5
+    turn = np.array([[cos, -sin], [sin, cos]])
+    grid = np.vstack([np.column_stack([turn, centre - turn @ middle]), [0, 0, 1]])
+    inside = cv2.warpAffine(weight, grid[:2], shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) > 0
+    weights = _warp(weight, grid, shape, cv2.INTER_LINEAR)[inside]
+    target = np.rint(_warp(fixed, grid, shape, cv2.INTER_LINEAR)[inside]).astype(np.intp)
 
     def score(p: np.ndarray) -> float:
-        matrix = _matrix(p, shape)
-        total = 0.0
-        for values, target in zip(moving, targets, strict=True):
-            warped = _warp(values, matrix, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, -1000)
-            inside = use & (warped >= 0)
-            total += _mutual_information(warped[inside], target[inside])
-        return total
+        warped = _warp(moving, _matrix(p, fixed.shape) @ grid, shape, cv2.INTER_LINEAR)[inside]
+        return _mutual_information(warped, target, weights)
 
     return score
 
 
-def _mutual_information(a: np.ndarray, b: np.ndarray) -> float:
-    """(H(A) + H(B)) / H(A, B) - 1 in [0, 1] of bin positions a (float) and bin numbers b; 0 if too few overlap."""
-    if a.size < 200:
-        return 0.0
+def _taper(length: int) -> np.ndarray:
+    """Weights of the samples along one side: 1, and towards either end smoothly down to 0."""
+    ends = np.minimum(np.arange(length) + 0.5, length - np.arange(length) - 0.5) / (TAPER * length)
+    return np.sin(np.minimum(ends, 1).astype(np.float32) * np.pi / 2) ** 2
+
+
+def _mutual_information(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
+    """In nats, of bin positions a (float) and bin numbers b."""
     lower = np.minimum(a.astype(np.intp), BINS - 2)
-    part = a - lower  # a value between two bins counts for both
+    upper = (a - lower) * weights  # a value between two bins counts for both
     index = lower * BINS + b
-    joint = np.bincount(index, 1 - part, BINS * BINS) + np.bincount(index + BINS, part, BINS * BINS)
-    smooth = cv2.GaussianBlur(joint.reshape(BINS, BINS), (0, 0), 1.0) / a.size
-    entropy = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in (smooth.sum(0), smooth.sum(1), smooth)]
-    return float((entropy[0] + entropy[1]) / max(entropy[2], 1e-9) - 1)
+    joint = np.bincount(index, weights - upper, BINS * BINS) + np.bincount(index + BINS, upper, BINS * BINS)
+    smooth = cv2.GaussianBlur(joint.reshape(BINS, BINS), (0, 0), 1.0) / max(weights.sum(), 1e-9)
+    one, other, both = (-(q[q > 0] * np.log(q[q > 0])).sum() for q in (smooth.sum(0), smooth.sum(1), smooth))
+    return float(one + other - both)
 
 
 def _grid(score: Callable[[np.ndarray], float], step: float) -> np.ndarray:
