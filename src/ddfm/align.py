@@ -35,6 +35,7 @@ TAPER = 0.15  # samples fade out over this part of the picture at every border
 LEVELS = {64: 4, 128: 4, 256: 3, 512: 2}  # longest side in pixels: rounds
 HALVES_AT = 256
 SEARCH = 0.08  # the grid reaches shifts of this part of the longest side, 6 degrees, 6 %
+STARTS = 7  # of the grid that are gone on with, beside the pair as it is
 AFFINE_GAIN = 0.05  # the part of its mutual information that a pair must gain to be stretched and sheared
 LIMIT = 0.15  # a corner displaced by more than this part of the longest side is no misregistration but a mistake
 AGREEMENT = 0.01  # how far, as part of the longest side, the estimates from two halves may differ at a corner
@@ -70,16 +71,18 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     moving, fixed = luma(moving), luma(fixed)
     size = max(fixed.shape)
     corners = _corners(fixed.shape)
-    p = np.zeros(6)
-    halves = [p, p]
+    starts = [np.zeros(6)]
+    halves = starts * 2
     for side, rounds in LEVELS.items():
         scale = min(1.0, side / size)
         maps = _map(moving, scale), _map(fixed, scale)
         step = 2.0 / max(maps[1].shape)
         score = _criterion(*maps)
         if side == min(LEVELS):
-            p = _grid(score, step)
-        p = _climb(score, p, step, 4, rounds)
+            starts += _grid(score)
+        # Thumbnails of two modalities can agree best in the wrong place: half of the candidates stay at each level.
+        found = sorted((_climb(score, start, step, 4, rounds) for start in starts), key=score, reverse=True)
+        p, starts = found[0], found[: -(-len(found) // 2)]
         if side == HALVES_AT or (scale == 1 and side < HALVES_AT):
             # From either side of p: a half that knows nothing stays where it starts, and so does not agree.
             aside = step * np.array([1, -1, 1, -1, 0, 0])
@@ -194,12 +197,14 @@ def _mutual_information(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> fl
     return float(one + other - both)
 
 
-def _grid(score: Callable[[np.ndarray], float], step: float) -> np.ndarray:
-    """The best of a grid of similarities, after a few steps uphill from the three best points."""
+def _grid(score: Callable[[np.ndarray], float]) -> list[np.ndarray]:
+    """The best points of a grid of similarities, the best turn and scale at each of the best shifts."""
     shifts, turns = np.linspace(-SEARCH, SEARCH, 7), (-0.03, 0.0, 0.03)
-    points = [np.array([x, y, r, s, 0, 0]) for x, y, r, s in itertools.product(shifts, shifts, turns, turns)]
-    best = sorted(points, key=score, reverse=True)[:3]
-    return max((_climb(score, p, step, 4) for p in best), key=score)
+    best = {}
+    for x, y in itertools.product(shifts, shifts):
+        points = [np.array([x, y, r, s, 0, 0]) for r, s in itertools.product(turns, turns)]
+        best[x, y] = max(((score(p), p) for p in points), key=lambda pair: pair[0])
+    return [p for _, p in sorted(best.values(), key=lambda pair: pair[0], reverse=True)[:STARTS]]
 
 
 def _climb(score: Callable[[np.ndarray], float], p: np.ndarray, step: float, free: int, rounds: int = 4) -> np.ndarray:
