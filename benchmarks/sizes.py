@@ -1,6 +1,6 @@
 """Peak memory and seconds per megapixel at growing sizes: both must be bounded by the tile and linear in the pixels.
 
-    python benchmarks/sizes.py [--megapixels 1 4 16 100] [--steps 3] [--tile 512] [--prior embedded]
+    python benchmarks/sizes.py [--megapixels 1 4 16 100] [--shape H W] [--steps 3] [--tile 512] [--prior embedded]
 
 A made pair, grey infrared and coloured visible, 8 bits each, from array to fused array; every size in a process of its
 own, whose peak resident memory (the weights and libraries included) is reported. `--prior paper` is the network of the
@@ -48,14 +48,13 @@ def pipeline(prior: str) -> DDFMPipeline:
     return DDFMPipeline(unet.to(memory_format=torch.channels_last), new_scheduler())
 
 
-def one(megapixels: float, steps: int, tile: int | None, prior: str) -> None:
-    side = round((megapixels * 1e6) ** 0.5)
-    pair = made_pair(side, side)
+def one(height: int, width: int, steps: int, tile: int | None, prior: str) -> None:
+    pair, megapixels = made_pair(height, width), height * width / 1e6
     pipe = pipeline(prior)
     pipe.set_progress_bar_config(disable=True)
     columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{side}x{side}")
+        task = bar.add_task(f"{width}x{height}")
         begin = time.perf_counter()
         fused = pipe(
             pair,
@@ -66,24 +65,26 @@ def one(megapixels: float, steps: int, tile: int | None, prior: str) -> None:
         ).images[0]
         seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    assert fused.shape == (side, side, 3)
-    print(f"{side}x{side}  {seconds:8.1f} s  {seconds / megapixels:6.2f} s/MP  peak {peak:5.2f} GiB", flush=True)
+    assert fused.shape == (height, width, 3)
+    print(f"{width}x{height}  {seconds:8.1f} s  {seconds / megapixels:6.2f} s/MP  peak {peak:5.2f} GiB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4, 16, 100])
+    parser.add_argument("--shape", type=int, nargs=2, help="height and width of a single run, in this process")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--tile", type=int)
     parser.add_argument("--prior", default="embedded")
     args = parser.parse_args()
-    if len(args.megapixels) == 1:
-        one(args.megapixels[0], args.steps, args.tile, args.prior)
+    if args.shape:
+        one(*args.shape, args.steps, args.tile, args.prior)
         return
     for megapixels in args.megapixels:
+        side = str(round((megapixels * 1e6) ** 0.5))
         tile = [] if args.tile is None else ["--tile", str(args.tile)]
         rest = ["--steps", str(args.steps), "--prior", args.prior, *tile]
-        subprocess.run([sys.executable, __file__, "--megapixels", str(megapixels), *rest], check=True)
+        subprocess.run([sys.executable, __file__, "--shape", side, side, *rest], check=True)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,7 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
         if side == HALVES_AT or (scale == 1 and side < HALVES_AT):
             # From either side of p: a half that knows nothing stays where it starts, and so does not agree.
             aside = step * np.array([1, -1, 1, -1, 0, 0])
-            starts = p + aside, p - aside
-            halves = [_climb(_criterion(*maps, k), start, step, 4) for k, start in enumerate(starts)]
+            halves = [_climb(_criterion(*maps, k), p + way, step, 4) for k, way in enumerate((aside, -aside))]
         if scale == 1:
             break
     one, other = (_matrix(half, fixed.shape) @ corners for half in halves)

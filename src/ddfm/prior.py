@@ -81,7 +81,8 @@ def load_prior(
     else:
         unet, scheduler = _from_folder(_snapshot(name), name)
     image_channels(unet)  # refuses what is not unconditional and pixel-space
-    unet.eval().requires_grad_(False).to(torch.device(device or "cpu"), dtype)  # type: ignore[arg-type]  # diffusers'
+    unet.eval().requires_grad_(False)
+    torch.nn.Module.to(unet, torch.device(device or "cpu"), dtype)  # diffusers' own warns about what is not there
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # convolutions are faster so
     return Prior(unet, scheduler, name)
 
