@@ -165,6 +165,11 @@ def test_log_has_a_row_a_checkpoint_with_every_folder_measured(data, tmp_path):
     assert {f"{folder} {sigma}" for folder in ("natural", "thermal") for sigma in (15, 25, 50)} <= log[0].keys()
 
 
+def test_log_is_drawn(whole):
+    picture = cv2.imread(str(whole / "log.png"))
+    assert picture.shape[1] > picture.shape[0] > 100 and picture.std() > 5
+
+
 def test_exported_prior_is_the_average_in_half_precision(whole):
     checkpoint, prior = checkpoint_of(whole), load_prior(whole / "prior")
     weights = prior.unet.state_dict()
