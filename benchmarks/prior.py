@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-from ddfm.prior import Prior, denoise, load_prior
-from ddfm.train import blockiness, denoising_psnr, noise_over_signal, read_luma, split
+from ddfm.prior import Prior, denoise, load_prior, noise_over_signal
+from ddfm.train import blockiness, denoising_psnr, read_luma, split
 
 SIGMAS = (2, 5, 10, 15, 25, 50, 75, 100, 200, 400)
 TIMES = (1, 10, 50, 100, 200, 400, 600, 800, 950)

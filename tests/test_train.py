@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddfm.errors import InputError
-from ddfm.prior import load_prior
+from ddfm.prior import load_prior, noise_over_signal
 from ddfm.train import (
     HELD_OUT,
     Batches,
@@ -22,7 +22,6 @@ from ddfm.train import (
     learning_rate,
     new_scheduler,
     new_unet,
-    noise_over_signal,
     noise_steps,
     random_crops,
     scales,

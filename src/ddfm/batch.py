@@ -26,8 +26,8 @@ from .errors import InputError
 from .evaluate import SUFFIXES, pair_by_stem
 from .likelihood import LIKELIHOODS
 from .manifest import Manifest, sha256
-from .pipeline import DDFMPipeline
-from .scene import Depth, Progress, Scene, fuse_pictures
+from .pipeline import DDFMPipeline, Progress
+from .scene import Depth, Scene, fuse_pictures
 
 MANIFEST = "manifest.jsonl"
 GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded

@@ -22,13 +22,13 @@ from .colour import Mode, fused_colour, luma, prior_join, prior_split
 from .errors import InputError
 from .images import as_pixels
 from .likelihood import LIKELIHOODS, Likelihood
-from .prior import Tile, auto_tile, denoise, image_channels, load_prior
+from .prior import Tile, auto_tile, denoise, image_channels, load_prior, noise_over_signal
 from .tiling import OVERLAP
 
 Sampler = Literal["ddim", "ddpm", "dpm++"]
 Contrast = Literal["keep", "minmax"]
 OutputType = Literal["np", "pil", "pt"]
-Progress = Callable[[float, int], None]
+Progress = Callable[[float, int], None]  # (done, a fraction for what is under way; in all, which may grow)
 Callback = Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 SMALLEST = 16  # pixels a side
 
@@ -92,12 +92,6 @@ class DDFMPipeline(DiffusionPipeline):
         """Steps of the run in progress, for a callback that shows it."""
         return self._num_timesteps
 
-    @property
-    def _sigmas(self) -> Tensor:
-        """Noise over signal at each t, data in [-1, 1]: (1000,)."""
-        a = self.scheduler.alphas_cumprod
-        return ((1 - a) / a).sqrt()
-
     def _noised(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
         """A sample of q(f_t | f_0)."""
         a = self.scheduler.alphas_cumprod[t].item()
@@ -105,7 +99,7 @@ class DDFMPipeline(DiffusionPipeline):
 
     def _clean(self, denoise: Callable[[Tensor, int], Tensor], y: Tensor, sigma: float) -> Tensor:
         """The prior as a denoiser: E[clean | y] for luma (B, 1, H, W) in [-1, 1] with white noise of std sigma."""
-        t = int((self._sigmas - sigma).abs().argmin())
+        t = int((noise_over_signal(self.scheduler) - sigma).abs().argmin())
         x = y.expand(-1, image_channels(self.unet), -1, -1)
         return prior_split(denoise(self._noised(x, torch.zeros_like(x), t), t))[0]
 
@@ -217,12 +211,12 @@ class DDFMPipeline(DiffusionPipeline):
         callback: Callback | None,
     ) -> Tensor:
         """Algorithm 1: from f_T (or f_t of a first guess) to f_0."""
-        timesteps = scheduler.timesteps.tolist()
+        timesteps, sigmas = scheduler.timesteps.tolist(), noise_over_signal(self.scheduler)
         self._num_timesteps = len(timesteps)
         for i, t in enumerate(self.progress_bar(timesteps)):
             x0 = denoise(f_t, t).clamp(-1, 1)  # the prior's guess, E[f0 | f_t]
             y0, chroma = prior_split(x0, model.studio_swing)
-            y0, state = model.rectify(y0, state, self._sigmas[t].item())  # one EM step towards the sources
+            y0, state = model.rectify(y0, state, sigmas[t].item())  # one EM step towards the sources
             x0 = prior_join(y0, chroma, model.studio_swing)
             f_t = scheduler.step(x0, t, f_t, generator=generator).prev_sample  # f_t -> f_{t-1}
             if callback is not None:

@@ -144,6 +144,12 @@ def size_multiple(unet: UNet2DModel) -> int:
     return getattr(unet, "unshuffle", 1) * 2 ** (len(unet.config["block_out_channels"]) - 1)
 
 
+def noise_over_signal(scheduler: DDPMScheduler) -> Tensor:
+    """Standard deviation of the noise over the factor of the signal at each time step, (1000,), ascending."""
+    a = scheduler.alphas_cumprod
+    return ((1 - a) / a).sqrt()
+
+
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:
     """Grow (B, C, H, W) at the bottom and right to a multiple by mirroring, however small the picture is."""
     for dim in (-2, -1):

@@ -10,7 +10,7 @@ differs between neighbours is the sources' own.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,10 +24,9 @@ from .images import Image, quoted
 if TYPE_CHECKING:
     import torch
 
-    from .pipeline import DDFMPipeline
+    from .pipeline import DDFMPipeline, Progress
 
 Depth = int | Literal["same"]
-Progress = Callable[[float, int], None]  # (done, a fraction for what is under way; in all, which may grow)
 
 
 @dataclass(frozen=True)

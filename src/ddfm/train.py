@@ -27,7 +27,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from . import images
 from .colour import luma
 from .errors import InputError
-from .prior import denoise, load_prior
+from .prior import denoise, load_prior, noise_over_signal
 from .unet import UnshuffleUNet2DModel
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -185,12 +185,6 @@ def denoising_psnr(
         denoised = denoise(unet, scheduler, a**0.5 * x0 + (1 - a) ** 0.5 * noise, t)
         total += -10 * math.log10(F.mse_loss(denoised.clamp(-1, 1), x0).item() / 4)
     return total / len(pictures)
-
-
-def noise_over_signal(scheduler: DDPMScheduler) -> torch.Tensor:
-    """Standard deviation of the noise over the factor of the signal at each time step, ascending."""
-    a = scheduler.alphas_cumprod
-    return ((1 - a) / a).sqrt()
 
 
 # ---------------------------------------------------------------------------------------------------- training
