@@ -15,17 +15,14 @@ import numpy as np
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from ddfm import fuse, images
-from ddfm.colour import luma, split
+from ddfm.colour import chroma_offset, luma, split
 from ddfm.evaluate import pair_by_stem
 
 NOTHING = 1e9
 
 
 def clipped(y: np.ndarray, coloured: np.ndarray) -> np.ndarray:
-    chroma = split(coloured)[1]
-    red, blue = 1.402 * chroma[..., 1], 1.772 * chroma[..., 0]
-    green = -(0.299 * red + 0.114 * blue) / 0.587
-    return np.clip(y[..., None] + np.stack([red, green, blue], axis=-1), 0, 1)
+    return np.clip(y[..., None] + chroma_offset(split(coloured)[1]), 0, 1)
 
 
 def row(picture: np.ndarray, coloured: np.ndarray) -> list[float]:

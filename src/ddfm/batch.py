@@ -27,6 +27,7 @@ from .evaluate import SUFFIXES, pair_by_stem
 from .likelihood import LIKELIHOODS
 from .manifest import Manifest, sha256
 from .pipeline import DDFMPipeline, Progress
+from .prior import best_device
 from .scene import Depth, Scene, fuse_pictures
 
 MANIFEST = "manifest.jsonl"
@@ -139,8 +140,7 @@ def batch(
         _make(folder)
     images.check_target(out / f"picture{suffix}", 8 if depth == "same" else depth)
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = DDFMPipeline.from_prior(prior, device, torch.bfloat16 if bfloat16 else torch.float32)
+    pipe = DDFMPipeline.from_prior(prior, best_device(device), torch.bfloat16 if bfloat16 else torch.float32)
     pipe.set_progress_bar_config(disable=True)
     settings = _settings(pipe, options) | {
         "prior": str(prior),
@@ -153,7 +153,7 @@ def batch(
     }
     result = BatchResult(out / MANIFEST, unmatched=unmatched)
     with Manifest(result.manifest, settings, resume) as manifest:
-        run = _Run(manifest, result, depth, normalise, align, batch_size or (1 if device == "cpu" else 8))
+        run = _Run(manifest, result, depth, normalise, align, batch_size or (1 if pipe.device.type == "cpu" else 8))
         run.fuse(pipe, todo, seed, progress, options)
     return result
 

@@ -107,10 +107,11 @@ def _pipeline(prior: str, device: str | None, bfloat16: bool = False) -> "DDFMPi
         import torch
 
         from .pipeline import DDFMPipeline
+        from .prior import best_device
 
         pipe = DDFMPipeline.from_prior(
             prior,
-            device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            best_device(device),
             torch.bfloat16 if bfloat16 else torch.float32,
         )
     pipe.set_progress_bar_config(disable=True)
@@ -440,14 +441,13 @@ def prior_train(
     """Train the embedded prior, or go on with a run."""
     import torch
 
+    from .prior import best_device
     from .train import Recipe, train
 
     if threads:
         torch.set_num_threads(threads)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    out.print(
-        _plain(train(data, run, Recipe(steps=steps), initial=initial, device=device)), highlight=False, soft_wrap=True
-    )
+    prior = train(data, run, Recipe(steps=steps), initial=initial, device=best_device(device))
+    out.print(_plain(prior), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     the chroma of that pixel alone is multiplied by the largest factor in [0, 1] that fits, so Y and hue stay
     as they are.
     """
-    y, offset = np.clip(np.asarray(y, np.float32), 0, 1)[..., None], _offset(chroma)
+    y, offset = np.clip(np.asarray(y, np.float32), 0, 1)[..., None], chroma_offset(chroma)
     room = np.where(offset > 0, 1 - y, y)
     size = np.maximum(np.abs(offset), np.float32(1e-12))
     factor = np.minimum(1, (room / size).min(axis=-1, keepdims=True))
@@ -65,12 +65,12 @@ def make_room(y: np.ndarray, chroma: np.ndarray, share: float = ROOM) -> np.ndar
     White has no colour: where `join` would have to take much of the chroma, as in the hot spots of a PET
     over a bright MRI, Y gives way to it. With 0 Y stays, with 1 the chroma.
     """
-    y, offset = np.clip(np.asarray(y, np.float32), 0, 1), _offset(chroma)
+    y, offset = np.clip(np.asarray(y, np.float32), 0, 1), chroma_offset(chroma)
     low, high = np.maximum(0, -offset.min(axis=-1)), 1 - np.maximum(0, offset.max(axis=-1))
     return y + share * (np.clip(y, low, np.maximum(low, high)) - y)
 
 
-def _offset(chroma: np.ndarray) -> np.ndarray:
+def chroma_offset(chroma: np.ndarray) -> np.ndarray:
     """RGB - Y of a chroma, (H, W, 2) to (H, W, 3)."""
     red, blue = 1.402 * chroma[..., 1], 1.772 * chroma[..., 0]
     return np.stack([red, -(_R * red + _B * blue) / _G, blue], axis=-1).astype(np.float32)

@@ -22,7 +22,7 @@ from .colour import Mode, fused_colour, luma, prior_join, prior_split
 from .errors import InputError
 from .images import as_pixels
 from .likelihood import LIKELIHOODS, Likelihood
-from .prior import Tile, auto_tile, denoise, image_channels, load_prior, noise_over_signal
+from .prior import Tile, auto_tile, best_device, denoise, image_channels, load_prior, noise_over_signal
 from .tiling import OVERLAP
 
 Sampler = Literal["ddim", "ddpm", "dpm++"]
@@ -364,7 +364,7 @@ def fuse(
     Raises:
         InputError: a picture, prior or option that cannot be used.
     """
-    pipeline = _pipeline(str(prior), device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline = _pipeline(str(prior), best_device(device))
     generator = torch.Generator().manual_seed(seed)
     fused = pipeline([infrared, visible, *others], generator=generator, output_type="np", **options).images
     return np.asarray(fused[0])

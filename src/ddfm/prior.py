@@ -34,6 +34,11 @@ class Prior:
     source: str
 
 
+def best_device(device: str | None = None) -> str:
+    """`device` as it was asked for; if none was, CUDA where there is one, else the CPU."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_prior(
     source: str | Path = "embedded", device: str | torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> Prior:
