@@ -300,6 +300,11 @@ def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="16 bits"):
         picture.check_target(tmp_path / "f.jpg", 16)
+    coloured = Scene([replace(volume.sources[0], pixels=np.zeros((18, 22))), Image(np.zeros((18, 22, 3)))])
+    with pytest.raises(InputError, match="in colour"):
+        coloured.check_target(tmp_path / "f.nii")
+    coloured.check_target(tmp_path / "f.nii", colour="grey")
+    coloured.check_target(tmp_path / "f.nii", colour="first")
     volume.check_target(tmp_path / "f.nii")
 
 

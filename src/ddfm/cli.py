@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -124,6 +124,14 @@ def _depth(depth: str) -> Any:
     return depth if depth == "same" else int(depth)
 
 
+def _colour(colour: str) -> Any:
+    from .colour import Mode
+
+    if colour not in get_args(Mode):
+        raise InputError(f"--colour is auto, grey, first or second, not {colour}.")
+    return colour
+
+
 def _tile(tile: str) -> int | str | None:
     if tile in ("auto", "none"):
         return None if tile == "none" else tile
@@ -169,7 +177,7 @@ def fuse(
     bits, tiles = _depth(depth), _tile(tile)
     with err.status("reading the sources"):
         scene = Scene.read(sources, normalise, align)
-        scene.check_target(output, bits)
+        scene.check_target(output, bits, _colour(colour))
     for finding in scene.findings:
         err.print(_plain(finding), highlight=False, soft_wrap=True)
     fused = _run(
@@ -235,7 +243,7 @@ def batch(
             sampler=sampler,
             num_inference_steps=steps,
             contrast=contrast,
-            colour=colour,
+            colour=_colour(colour),
             tile=tiles,
             tile_overlap=overlap,
         )

@@ -87,6 +87,12 @@ def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
     return sum(w * c for w, c in zip(weights, chroma, strict=True)) / total
 
 
+def lends_colour(sources: Sequence[np.ndarray], mode: Mode = "auto") -> list[np.ndarray]:
+    """The sources, each (H, W) or (H, W, 3), whose chroma `fused_colour` takes; none for a grey result."""
+    chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
+    return [source for source in sources[chosen] if source.ndim == 3]
+
+
 def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode = "auto") -> np.ndarray:
     """Give the fused luma, (H, W) in [0, 1], the colour of its sources, each (H, W) or (H, W, 3) in [0, 1].
 
@@ -94,8 +100,7 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode 
     "second" that of one source, "grey" none. Where the colour would wash out Y gives way a little, see
     `make_room`. Returns (H, W, 3), or (H, W) where there is no colour to take.
     """
-    chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
-    coloured = [source for source in sources[chosen] if source.ndim == 3]
+    coloured = lends_colour(sources, mode)
     if not coloured:
         return y_fused
     rgb = np.empty((*y_fused.shape, 3), np.float32)

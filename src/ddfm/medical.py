@@ -56,9 +56,14 @@ def read(path: Path, data: bytes, normalise: bool = False) -> Image:
 
 def encode(path: str | os.PathLike[str], pixels: np.ndarray, like: Image | None) -> bytes:
     """The bytes of a DICOM or NIfTI file of one grey picture (H, W); `images.write` calls this."""
-    if pixels.ndim != 2:
-        raise InputError(f"Cannot write {quoted(path)} in colour; use .png, or fuse with colour grey.")
+    check_grey(path, pixels.ndim == 2)
     return _encode(path, pixels[None], like)
+
+
+def check_grey(path: str | os.PathLike[str], grey: bool) -> None:
+    """Raise InputError unless the picture to write is grey."""
+    if not grey:
+        raise InputError(f"Cannot write {quoted(path)} in colour; use .png, or fuse with colour grey.")
 
 
 def _read(path: Path, data: bytes, normalise: bool) -> Image:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from . import images
+from .colour import Mode, lends_colour
 from .errors import InputError
 from .images import Image, quoted
 
@@ -102,15 +103,17 @@ class Scene:
             fitting = [source for source in self.sources if source.pixels.ndim == 3]
         return (fitting or self.sources)[0]
 
-    def check_target(self, path: str | os.PathLike[str], depth: Depth = "same") -> None:
-        """Raise InputError where `write` would: before the long work, not after it."""
+    def check_target(self, path: str | os.PathLike[str], depth: Depth = "same", colour: Mode = "auto") -> None:
+        """Raise InputError where `write` would of what `fuse` gives with this `colour`: before the long work."""
         if self.is_volume and not images.is_medical(path):
             raise InputError(f"Cannot write {quoted(path)}: the sources are volumes; use .nii, .nii.gz or .dcm.")
         images.check_target(path, self.bits(path, depth))
         if images.is_medical(path):
-            from .medical import check_geometry
+            from .medical import check_geometry, check_grey
 
             check_geometry(path, self.like(path))
+            if not self.is_volume:
+                check_grey(path, not lends_colour([source.pixels for source in self.sources], colour))
         target = Path(path).resolve()
         if any(source.path is not None and source.path.resolve() == target for source in self.sources):
             raise InputError(f"{quoted(path)} is one of the sources: give the result another name.")
