@@ -38,6 +38,7 @@ SAMPLES = 60_000  # at most about so many
 TAPER = 0.15  # samples fade out over this part of the picture at every border
 LEVELS = {64: 4, 128: 4, 256: 6, 512: 3}  # longest side in pixels: rounds
 HALVES_AT = 256
+ASIDE = 3.0  # steps from the finding at which either half starts: from there it must come back by itself
 SEARCH = 0.05  # the grid reaches shifts of this part of the longest side, 3.4 degrees, 6 %
 PLAUSIBLE = np.array([0.06, 0.06, 0.035, 0.03, 0.02, 0.02])  # of the parameters of `_matrix`; beyond, the score falls
 INFORMATION = 2.0  # weight of the mutual information (as part of the fixed picture's entropy) against the contours'
@@ -90,8 +91,9 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
         found = sorted((_climb(score, start, step, 4, rounds) for start in starts), key=score, reverse=True)
         p, starts = found[0], found[: -(-len(found) // 2)]
         if side == HALVES_AT or (scale == 1 and side < HALVES_AT):
-            # From either side of p: a half that knows nothing stays where it starts, and so does not agree.
-            aside = step * np.array([1, -1, 1, -1, 0, 0])
+            # From either side of p: a half that knows nothing stays where it starts, and so does not agree. Nor does one
+            # of two different scenes, whose optima are narrow: accepted were 3 of 24 from 1 step away, none from 3.
+            aside = ASIDE * step * np.array([1, -1, 1, -1, 0, 0])
             halves = [_climb(_criterion(*maps, k), p + way, step, 4) for k, way in enumerate((aside, -aside))]
         if scale == 1:
             break
