@@ -91,8 +91,8 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
         found = sorted((_climb(score, start, step, 4, rounds) for start in starts), key=score, reverse=True)
         p, starts = found[0], found[: -(-len(found) // 2)]
         if side == HALVES_AT or (scale == 1 and side < HALVES_AT):
-            # From either side of p: a half that knows nothing stays where it starts, and so does not agree. Nor does one
-            # of two different scenes, whose optima are narrow: accepted were 3 of 24 from 1 step away, none from 3.
+            # From either side of p: a half that knows nothing stays where it starts, and so does not agree. Nor do
+            # two different scenes, whose optima are narrow: accepted were 3 of 24 from 1 step away, none from 3.
             aside = ASIDE * step * np.array([1, -1, 1, -1, 0, 0])
             halves = [_climb(_criterion(*maps, k), p + way, step, 4) for k, way in enumerate((aside, -aside))]
         if scale == 1:
