@@ -235,9 +235,8 @@ def test_an_older_result_is_replaced(fuse, folder):
 
 
 def test_align_undoes_a_shift_and_says_so(fuse, folder):
-    spots = cv2.GaussianBlur(
-        np.random.default_rng(3).random((140, 170)), (0, 0), 3
-    )  # detail everywhere: each half must find its way
+    # Detail everywhere: each half of the picture must find its way.
+    spots = cv2.GaussianBlur(np.random.default_rng(3).random((140, 170)), (0, 0), 3)
     whole = 0.5 + 0.12 * (spots - spots.mean()) / spots.std()
     images.write(folder / "still.png", whole[4:-4, 4:-4])
     images.write(folder / "moved.png", whole[4:-4, 7:-1])

@@ -195,7 +195,7 @@ def _criterion(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -
     target = _warp(fixed, grid, shape, cv2.INTER_LINEAR)[inside]
     bins, contours = np.rint(target[:, 0]).astype(np.intp), target[:, 1:]
     share = np.bincount(bins, weights, BINS) / max(weights.sum(), 1e-9)
-    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
+    entropy = _entropy(share)
     weighted = contours * weights[:, None]
     energy = float((contours * weighted).sum())
 
@@ -224,8 +224,12 @@ def _mutual_information(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> fl
     index = lower * BINS + b
     joint = np.bincount(index, weights - upper, BINS * BINS) + np.bincount(index + BINS, upper, BINS * BINS)
     smooth = cv2.GaussianBlur(joint.reshape(BINS, BINS), (0, 0), 1.0) / max(weights.sum(), 1e-9)
-    one, other, both = (-(q[q > 0] * np.log(q[q > 0])).sum() for q in (smooth.sum(0), smooth.sum(1), smooth))
-    return float(one + other - both)
+    return _entropy(smooth.sum(0)) + _entropy(smooth.sum(1)) - _entropy(smooth)
+
+
+def _entropy(share: np.ndarray) -> float:
+    """In nats, of shares that sum to 1."""
+    return float(-(share[share > 0] * np.log(share[share > 0])).sum())
 
 
 def _grid(score: Callable[[np.ndarray], float]) -> list[np.ndarray]:
