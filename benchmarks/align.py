@@ -1,8 +1,8 @@
-"""Corner error of ddfm.align on registered pairs that are warped by a known random transform.
+"""Corner error of ddfm.registration.affine on registered pairs that are warped by a known random transform.
 
     python benchmarks/align.py MOVING_DIR FIXED_DIR [MOVING_DIR FIXED_DIR ...] [--pairs N] [--seed S]
 
-Pairs have equal stems. The moving picture is shifted by up to 12 px in each direction, turned by up to 3
+Pairs have equal stems. The moving image is shifted by up to 12 px in each direction, turned by up to 3
 degrees and scaled by up to 3 %; then a margin of both is cut off, so that no border gives the warp away. Two
 errors are reported, both of the worst corner. "absolute": against the known transform, as if the published
 pair were registered perfectly. "relative": against the known transform applied to what align finds on the
@@ -18,7 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ddfm import align, colour, images
+from ddfm import colour
+from ddfm.io import images
+from ddfm.registration import affine as align
 
 
 def random_transform(rng, shape):

@@ -3,7 +3,7 @@
     python benchmarks/architectures.py DATA RUNS [--steps 400] [--only NAME ...]
 
 DATA is the training folder. Each candidate sees the same crops and the same noise; RUNS keeps a folder for each, and a
-second call goes on where the first stopped. PSNR in dB on 12 held-out pictures of each folder; milliseconds are the
+second call goes on where the first stopped. PSNR in dB on 12 held-out images of each folder; milliseconds are the
 least of five evaluations at 640x480 in float32, in turn, so that all share the machine's weather.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddfm.prior import load_prior
-from ddfm.train import Recipe, train
+from ddfm.prior.load import load_prior
+from ddfm.prior.train import Recipe, train
 
 CANDIDATES = {
     "32-48-96-128": Recipe(),

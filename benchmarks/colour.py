@@ -1,11 +1,11 @@
-"""How much of a pseudo-coloured source's colour the fused picture keeps where that source is bright.
+"""How much of a pseudo-coloured source's colour the fused image keeps where that source is bright.
 
     python benchmarks/colour.py FIRST_DIR COLOURED_DIR [--pairs 12]
 
 Pairs have equal stems. Over the pixels whose brightest channel in the coloured source is above half: the CIEDE2000
 difference to the source in hue alone and in chroma alone (the other terms weighed down to nothing; 1 is about what an
 eye can tell), and the fused chroma over the source's. Beside it two simpler ways with the same fused luma: the chroma
-added and each channel clipped (which turns hues), and the average of the pictures.
+added and each channel clipped (which turns hues), and the average of the images.
 """
 
 import argparse
@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from ddfm import fuse, images
+from ddfm import fuse
 from ddfm.colour import chroma_offset, luma, split
-from ddfm.evaluate import pair_by_stem
+from ddfm.evaluation.evaluate import pair_by_stem
+from ddfm.io import images
 
 NOTHING = 1e9
 

@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddfm import DDFMPipeline, images
-from ddfm.baselines import BASELINES
+from ddfm import DDFMPipeline
 from ddfm.colour import luma
-from ddfm.evaluate import pair_by_stem
-from ddfm.metrics import fusion_metrics
-from ddfm.salient import Salient, smooth
+from ddfm.evaluation.baselines import BASELINES
+from ddfm.evaluation.evaluate import pair_by_stem
+from ddfm.evaluation.metrics import fusion_metrics
+from ddfm.io import images
+from ddfm.likelihoods.salient import Salient, smooth
 
 NAMES = ["EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM"]
 Fuse = Callable[[list[np.ndarray]], np.ndarray]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.signal import convolve2d
 
-from ddfm import metrics
+from ddfm.evaluation import metrics
 
 
 def plain_vif(fused, sources):

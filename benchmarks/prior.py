@@ -1,12 +1,12 @@
-"""How good a denoiser and how fast a prior is, on pictures that it was not trained on.
+"""How good a denoiser and how fast a prior is, on images that it was not trained on.
 
     python benchmarks/prior.py DATA [--prior embedded] [--crop 192] [--bfloat16] [--bm3d] [--samples OUT.png]
 
-DATA is the training folder: of each of its folders the held-out pictures are taken (`train.split`), their luma, centre
+DATA is the training folder: of each of its folders the held-out images are taken (`train.split`), their luma, centre
 crops. Prints PSNR in dB for Gaussian noise of several sigma of 255 at the matching time step, the mean squared error of
-the predicted noise over t, how much of JPEG's blocks is left, the drift of mean and contrast with picture size, what is
-left of a flat noisy picture on the network's grid and at the border, and seconds per 640x480 evaluation. `--bm3d` puts
-BM3D (the package `bm3d`) beside it, which says how hard the pictures are; `--samples` writes unconditional samples of
+the predicted noise over t, how much of JPEG's blocks is left, the drift of mean and contrast with image size, what is
+left of a flat noisy image on the network's grid and at the border, and seconds per 640x480 evaluation. `--bm3d` puts
+BM3D (the package `bm3d`) beside it, which says how hard the images are; `--samples` writes unconditional samples of
 128 and 256 pixels.
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-from ddfm.prior import Prior, denoise, load_prior, noise_over_signal
-from ddfm.train import blockiness, denoising_psnr, read_luma, split
+from ddfm.prior.load import Prior, denoise, load_prior, noise_over_signal
+from ddfm.prior.train import blockiness, denoising_psnr, read_luma, split
 
 SIGMAS = (2, 5, 10, 15, 25, 50, 75, 100, 200, 400)
 TIMES = (1, 10, 50, 100, 200, 400, 600, 800, 950)
@@ -41,7 +41,7 @@ def eps_loss(prior: Prior, pictures: list[np.ndarray], t: int) -> float:
 
 
 def blocks(prior: Prior, pictures: list[np.ndarray], sigma: float) -> tuple[float, float]:
-    """`blockiness` of the pictures' corners (on JPEG's grid) and of what is left of it after denoising `sigma`."""
+    """`blockiness` of the images' corners (on JPEG's grid) and of what is left of it after denoising `sigma`."""
     t = int((noise_over_signal(prior.scheduler) - 2 * sigma / 255).abs().argmin())
     a, generator, rows = prior.scheduler.alphas_cumprod[t].item(), torch.Generator().manual_seed(0), []
     for grey in pictures:
@@ -70,7 +70,7 @@ def bm3d_psnr(pictures: list[np.ndarray], sigma: float, crop: int) -> float:
 
 
 def artefacts(prior: Prior) -> None:
-    """A ramp at several sizes; a flat noisy picture, whose errors must not know the grid or the border."""
+    """A ramp at several sizes; a flat noisy image, whose errors must not know the grid or the border."""
     generator = torch.Generator().manual_seed(0)
     a = prior.scheduler.alphas_cumprod[100].item()
 
@@ -129,7 +129,7 @@ def main() -> None:
         losses = {t: eps_loss(prior, pictures[:12], t) for t in TIMES}
         print("    eps-loss  " + "  ".join(f"t {t}: {v:.4f}" for t, v in losses.items()), flush=True)
         before, after = blocks(prior, pictures[:12], 10)
-        print(f"    JPEG's blocks: {before:.3f} in the pictures, {after:.3f} after denoising sigma 10", flush=True)
+        print(f"    JPEG's blocks: {before:.3f} in the images, {after:.3f} after denoising sigma 10", flush=True)
         if args.bm3d:
             values = {s: bm3d_psnr(pictures, s, args.crop) for s in (15, 25, 50)}
             print("    BM3D  " + "  ".join(f"{s}: {v:.2f}" for s, v in values.items()), flush=True)

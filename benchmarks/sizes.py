@@ -5,7 +5,7 @@
 A made pair, grey infrared and coloured visible, 8 bits each, from array to fused array; every size in a process of its
 own, whose peak resident memory (the weights and libraries included) is reported, with seconds of the clock and of the
 processors (which other work on the machine distorts less). `--prior paper` is the network of the
-paper's prior, 552 M parameters, with random weights: for memory and time, not for pictures.
+paper's prior, 552 M parameters, with random weights: for memory and time, not for images.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def pipeline(prior: str) -> DDFMPipeline:
         return DDFMPipeline.from_prior(prior)
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-    from ddfm.convert import OPENAI_256, unet_config
-    from ddfm.train import new_scheduler
+    from ddfm.prior.convert import OPENAI_256, unet_config
+    from ddfm.prior.train import new_scheduler
 
     unet = UNet2DModel(**unet_config(OPENAI_256)).eval().requires_grad_(False)
     return DDFMPipeline(unet.to(memory_format=torch.channels_last), new_scheduler())

@@ -1,4 +1,4 @@
-"""Fixtures: two tiny priors, made pictures. Nothing here, or in any test, needs the network."""
+"""Fixtures: two tiny priors, made images. Nothing here, or in any test, needs the network."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from ddfm.pipeline import DDFMPipeline
-from ddfm.unet import UnshuffleUNet2DModel
+from ddfm.prior.unet import UnshuffleUNet2DModel
 
 torch.set_num_threads(1)  # the arrays are small: threads would only get in each other's way
 
@@ -62,7 +62,7 @@ def colour_pair(pair: list[np.ndarray]) -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def tiny_prior() -> DDFMPipeline:
-    """A pipeline around a random luma network: right in shape and schedule, no judge of pictures."""
+    """A pipeline around a random luma network: right in shape and schedule, no judge of images."""
     pipe = DDFMPipeline(tiny_unet(), DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon"))
     pipe.set_progress_bar_config(disable=True)
     return pipe

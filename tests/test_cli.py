@@ -15,11 +15,11 @@ from rich.progress import Progress
 
 import ddfm.cli
 import ddfm.pipeline
-from ddfm import images, medical
-from ddfm.batch import picture_generator
 from ddfm.cli import main
 from ddfm.colour import luma
-from ddfm.tiling import OVERLAP
+from ddfm.io import images, medical
+from ddfm.prior.tiling import OVERLAP
+from ddfm.runs.batch import picture_generator
 
 SIZE = (33, 46)
 
@@ -235,7 +235,7 @@ def test_an_older_result_is_replaced(fuse, folder):
 
 
 def test_align_undoes_a_shift_and_says_so(fuse, folder):
-    # Detail everywhere: each half of the picture must find its way.
+    # Detail everywhere: each half of the image must find its way.
     spots = cv2.GaussianBlur(np.random.default_rng(3).random((140, 170)), (0, 0), 3)
     whole = 0.5 + 0.12 * (spots - spots.mean()) / spots.std()
     images.write(folder / "still.png", whole[4:-4, 4:-4])
@@ -280,7 +280,7 @@ def animated(folder):
 
 BAD_FILES = {
     "missing": ("bad.png", lambda folder: None),
-    "text": ("bad.png", lambda folder: (folder / "bad.png").write_text("no picture")),
+    "text": ("bad.png", lambda folder: (folder / "bad.png").write_text("no image")),
     "truncated": ("bad.png", truncated),
     "empty": ("bad.png", lambda folder: (folder / "bad.png").touch()),
     "a folder": ("bad.png", lambda folder: (folder / "bad.png").mkdir()),
@@ -321,7 +321,7 @@ BAD_OPTIONS = {
     "device": ("--device", "gpu"),
     "unknown option": ("--bogus",),
     "prior": ("--prior", "no/such/prior"),
-    "prior that is a picture": ("--prior", __file__),
+    "prior that is an image": ("--prior", __file__),
 }
 
 
@@ -427,7 +427,7 @@ def test_volumes_are_fused_with_geometry_and_unit(fuse, volumes, prior):
 @pytest.mark.parametrize(
     "sources, output, words",
     [
-        (("mri.nii.gz", "ir.png"), "f.nii.gz", ("ir.png is a picture", "mri.nii.gz is a volume of 4 slices")),
+        (("mri.nii.gz", "ir.png"), "f.nii.gz", ("ir.png is an image", "mri.nii.gz is a volume of 4 slices")),
         (("mri.nii.gz", "short.nii"), "f.nii.gz", ("short.nii is 46x33x3", "mri.nii.gz is 46x33x4")),
         (("mri.nii.gz", "pet.nii"), "f.png", ("f.png", "volumes")),
         (("mri.nii.gz", "pet.nii"), "f.dcm", ("DICOM source",)),
@@ -447,10 +447,10 @@ def test_volumes_that_do_not_fit_are_refused_before_the_work(fuse, volumes, monk
 
 
 def test_volumes_are_not_aligned(fuse, volumes):
-    assert "only pictures" in complaint(fuse("--align", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
+    assert "only images" in complaint(fuse("--align", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
 
 
-@pytest.mark.parametrize("where", ["ddfm.medical._encode_nifti", "ddfm.images.os.replace"])
+@pytest.mark.parametrize("where", ["ddfm.io.medical._encode_nifti", "ddfm.io.images.os.replace"])
 def test_an_interrupted_volume_leaves_nothing(fuse, volumes, monkeypatch, where):
     monkeypatch.setattr(where, interrupt)
     before = listing(volumes)
@@ -476,7 +476,7 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["ddfm.pipeline.denoise", "ddfm.images.read_any", "ddfm.images.os.replace"])
+@pytest.mark.parametrize("where", ["ddfm.pipeline.denoise", "ddfm.io.images.read_any", "ddfm.io.images.os.replace"])
 def test_ctrl_c_ends_cleanly_wherever_it_comes(fuse, folder, monkeypatch, where):
     monkeypatch.setattr(where, interrupt)
     before = listing(folder)
@@ -676,10 +676,10 @@ DEMO = sorted(
 
 
 def test_demo_draws_fuses_and_shows(ddfm_, tmp_path, prior, monkeypatch):
-    from ddfm.demo import head_phantom, night_street
+    from ddfm.demo.panels import head_phantom, night_street
 
-    monkeypatch.setattr("ddfm.demo.night_street", lambda: night_street((48, 64)))  # the full sizes take seconds
-    monkeypatch.setattr("ddfm.demo.head_phantom", lambda kind: head_phantom((48, 48), kind))
+    monkeypatch.setattr("ddfm.demo.panels.night_street", lambda: night_street((48, 64)))  # the full sizes take seconds
+    monkeypatch.setattr("ddfm.demo.panels.head_phantom", lambda kind: head_phantom((48, 48), kind))
     load = ddfm.cli._pipeline
     monkeypatch.setattr(ddfm.cli, "_pipeline", lambda name, device: load(str(prior), device))
     code, out, _ = ddfm_("demo", tmp_path / "new" / "demo", "--device", "cpu")

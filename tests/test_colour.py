@@ -80,7 +80,7 @@ def test_modes():
 
 
 def phantom():
-    """A head: grey anatomy with a bright skull, and a functional picture in hot-metal colours with two hot spots."""
+    """A head: grey anatomy with a bright skull, and a functional image in hot-metal colours with two hot spots."""
     yy, xx = np.mgrid[-1:1:160j, -1:1:160j]
     radius = np.hypot(xx / 0.8, yy / 0.95)
     anatomy = np.where(radius < 0.85, 0.45 + 0.15 * np.sin(14 * xx) * np.cos(11 * yy), 0.0)
@@ -122,7 +122,7 @@ def test_make_room_moves_y_only_where_the_chroma_does_not_fit():
     rng = np.random.default_rng(0)
     rgb = rng.random((40, 50, 3), np.float32)
     y, chroma = colour.split(rgb)
-    np.testing.assert_allclose(colour.make_room(y, chroma), y, atol=1e-6)  # a picture's own luma fits
+    np.testing.assert_allclose(colour.make_room(y, chroma), y, atol=1e-6)  # an image's own luma fits
     other = rng.random((40, 50), np.float32)
     fits = np.abs(colour.split(colour.join(other, chroma))[1] - chroma).max(axis=-1) < 1e-6
     moved = colour.make_room(other, chroma)

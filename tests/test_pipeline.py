@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 import ddfm.pipeline
 from ddfm.colour import luma, make_room, split
 from ddfm.errors import InputError
-from ddfm.likelihood import LIKELIHOODS, Paper
+from ddfm.likelihoods import LIKELIHOODS, Paper
 from ddfm.pipeline import DDFMPipeline, FusionOutput, _step_scheduler, fuse
 
 RUNS = np.load(DATA / "sampling_runs.npz")
@@ -49,14 +49,13 @@ def known_pipe(answer, channels=1):
 class Ignore:
     """A likelihood that leaves the prior's guess as it is: the unconditional chain."""
 
-    studio_swing = False
     steps = 5
     strength = 1.0
 
     def start(self, sources, *args, **kwargs):
         return None
 
-    def guess(self, state):
+    def initial_estimate(self, state):
         return state
 
     def rectify(self, x0, state, *args, **kwargs):
@@ -74,7 +73,7 @@ class Halfway(Ignore):
 
 
 class TakeVisible(Ignore):
-    """A likelihood that knows best: the fused picture is the second source."""
+    """A likelihood that knows best: the fused image is the second source."""
 
     def start(self, sources, *args, **kwargs):
         return sources[1]
@@ -530,8 +529,8 @@ def bad_calls():
         "too small": ([made_picture(15, 40)] * 2, {}),
         "NaN": ([good, nan], {}),
         "out of range": ([good, good * 1.0], {}),
-        "no picture": ([good, None], {}),
-        "a missing file": ([good, "no-such-picture.png"], {}),
+        "no image": ([good, None], {}),
+        "a missing file": ([good, "no-such-image.png"], {}),
         "latents of another size": ([good, good], {"latents": torch.zeros(1, 1, 24, 20)}),
         "latents of another batch": ([good, good], {"latents": torch.zeros(2, 1, 20, 24)}),
         "latents of other channels": ([good, good], {"latents": torch.zeros(1, 3, 20, 24)}),

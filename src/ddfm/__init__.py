@@ -1,7 +1,7 @@
 """DDFM: fuse registered images of several sensors by posterior sampling with a diffusion prior.
 
     from ddfm import fuse
-    fused = fuse("infrared.png", "visible.png")        # float32 in [0, 1], in the colour of the visible picture
+    fused = fuse("infrared.png", "visible.png")        # float32 in [0, 1], in the colour of the visible image
 
 The heavy libraries are imported when a name is first used, so that `import ddfm` is quick.
 """
@@ -10,8 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import DDFMPipeline, FusionOutput, fuse
-    from .prior import load_prior
+    from ddfm.pipeline import DDFMPipeline, FusionOutput, fuse
+    from ddfm.prior.load import load_prior
 
 __version__ = "0.1.0"
 __all__ = ["DDFMPipeline", "FusionOutput", "fuse", "load_prior"]

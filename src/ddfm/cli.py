@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import __version__
-from .errors import InputError
+from ddfm import __version__
+from ddfm.errors import InputError
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
-    from .pipeline import DDFMPipeline
-    from .scene import Scene
+    from ddfm.evaluation.evaluate import Evaluation
+    from ddfm.pipeline import DDFMPipeline
+    from ddfm.runs.scene import Scene
 
 app = typer.Typer(
     help="Fuse registered images of several sensors by posterior sampling with a diffusion prior (DDFM).",
@@ -33,18 +33,18 @@ Prior = Annotated[str, typer.Option(help="embedded, openai-256, a .pt file, a di
 Likelihood = Annotated[str, typer.Option(help="salient (ours), paper (as printed) or released (the authors' code).")]
 Sampler = Annotated[str, typer.Option(help="ddim, ddpm (ancestral) or dpm++ (second order).")]
 Steps = Annotated[int | None, typer.Option(help="Reverse steps; the likelihood's own number if not given.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise; the same seed gives the same picture.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise; the same seed gives the same image.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA is taken where there is one.")]
 Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help="The network in bfloat16: faster where there is such.")]
 Contrast = Annotated[str, typer.Option(help="keep, or minmax to stretch the result to the full range.")]
 Colour = Annotated[str, typer.Option(help="Whose colour: auto, grey, first or second.")]
-Tile = Annotated[str, typer.Option(help="Large pictures in tiles: auto (by the free memory), none or pixels a side.")]
+Tile = Annotated[str, typer.Option(help="Large images in tiles: auto (by the free memory), none or pixels a side.")]
 Overlap = Annotated[int, typer.Option(min=0, help="Pixels that neighbouring tiles share.")]
 Depth = Annotated[str, typer.Option(help="Bits of the result: same (as the deepest source), 8 or 16.")]
 Align = Annotated[bool, typer.Option("--align", help="Estimate and undo an affine misalignment of the others.")]
 Normalise = Annotated[bool, typer.Option("--normalise", help="Stretch raw counts (14 bit thermal) robustly.")]
 Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
-Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source pictures; once for each sensor.")]
+Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source images; once for each sensor.")]
 Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
 Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs, m3fd, roadscene, tno or harvard.")]
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
@@ -98,7 +98,7 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # Its estimate looks back minutes: a tile or a step of a large picture may take longer than rich's half one.
+    # Its estimate looks back minutes: a tile or a step of a large image may take longer than rich's half one.
     return Progress(*columns, console=err, transient=True, speed_estimate_period=600)
 
 
@@ -106,8 +106,8 @@ def _pipeline(prior: str, device: str | None, bfloat16: bool = False) -> "DDFMPi
     with err.status("loading the prior"):
         import torch
 
-        from .pipeline import DDFMPipeline
-        from .prior import best_device
+        from ddfm.pipeline import DDFMPipeline
+        from ddfm.prior.load import best_device
 
         pipe = DDFMPipeline.from_prior(
             prior,
@@ -125,7 +125,7 @@ def _depth(depth: str) -> Any:
 
 
 def _colour(colour: str) -> Any:
-    from .colour import Mode
+    from ddfm.colour import Mode
 
     if colour not in get_args(Mode):
         raise InputError(f"--colour is auto, grey, first or second, not {colour}.")
@@ -149,9 +149,7 @@ def _run(pipe: "DDFMPipeline", scene: "Scene", seed: int, label: str, **options:
 
 @app.command()
 def fuse(
-    sources: Annotated[
-        list[Path], typer.Argument(help="Registered pictures or volumes: INFRARED VISIBLE, MRI PET ...")
-    ],
+    sources: Annotated[list[Path], typer.Argument(help="Registered images or volumes: INFRARED VISIBLE, MRI PET ...")],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="The result: .png, .jpg, .bmp, .tif; of NIfTI or DICOM .nii.gz, .dcm."),
@@ -171,8 +169,8 @@ def fuse(
     align: Align = False,
     normalise: Normalise = False,
 ) -> None:
-    """Fuse registered pictures of one scene, or volumes slice by slice, into one."""
-    from .scene import Scene
+    """Fuse registered images of one scene, or volumes slice by slice, into one."""
+    from ddfm.runs.scene import Scene
 
     bits, tiles = _depth(depth), _tile(tile)
     with err.status("reading the sources"):
@@ -214,13 +212,13 @@ def batch(
     tile: Tile = "auto",
     overlap: Overlap = 32,
     format: Annotated[str, typer.Option(help="png, tif, jpg or bmp; volumes keep theirs.")] = "png",
-    batch_size: Annotated[int | None, typer.Option(help="Pictures of one size through the network together.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of one size through the network together.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
     align: Align = False,
     normalise: Normalise = False,
 ) -> None:
-    """Fuse folders of registered pictures or volumes, matched by name; lists what could not be fused at the end."""
-    from .batch import batch as run_batch
+    """Fuse folders of registered images or volumes, matched by name; lists what could not be fused at the end."""
+    from ddfm.runs.batch import batch as run_batch
 
     bits, tiles = _depth(depth), _tile(tile)
     with _progress() as bar:
@@ -263,20 +261,20 @@ def batch(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the pictures go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(help="Where the images go.")] = Path("demo"),
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Make a night street and a head phantom, fuse both pairs, and show the results side by side."""
-    from . import images
-    from .baselines import average
-    from .colour import fused_colour, luma
-    from .demo import save_scenes, side_by_side
-    from .demo_draw import to_uint8
-    from .scene import Scene
+    """Fuse a night street and a head phantom, fuse both pairs, and show the results side by side."""
+    import numpy as np
 
-    with err.status("drawing the scenes"):
-        scenes = save_scenes(folder)
+    from ddfm.colour import fused_colour, luma
+    from ddfm.demo import save_scenes, side_by_side
+    from ddfm.evaluation.baselines import average
+    from ddfm.io import images
+    from ddfm.runs.scene import Scene
+
+    scenes = save_scenes(folder)
     pipe = _pipeline("embedded", device)
     for name, labels in (("night_street", ("infrared", "visible")), ("head_pet", ("MRI", "PET"))):
         scene = Scene.read(scenes[name])
@@ -284,7 +282,7 @@ def demo(
         fused = _run(pipe, scene, seed, name)
         images.write(folder / f"{name}_fused.png", fused)
         plain = fused_colour(average([luma(picture) for picture in pair]), pair)
-        eight_bits = [to_uint8(picture) for picture in (*pair, plain, fused)]
+        eight_bits = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in (*pair, plain, fused)]
         panels = side_by_side(eight_bits, [*labels, "average", "ddfm"])
         images.write(folder / f"{name}_side_by_side.png", panels)
         for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
@@ -304,7 +302,7 @@ def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html:
     if json:
         evaluation.to_json(json)
     if html:
-        from .report import write_html
+        from ddfm.evaluation.report import write_html
 
         write_html(evaluation, html)
 
@@ -326,8 +324,8 @@ def evaluate(
     json: Json = None,
     html: Html = None,
 ) -> None:
-    """Measure folders of fused pictures against their sources."""
-    from .evaluate import evaluate_folders
+    """Measure folders of fused images against their sources."""
+    from ddfm.evaluation.evaluate import evaluate_folders
 
     named = [text.partition("=") if "=" in text else (Path(text).name, "=", text) for text in fused]
     methods = {name: Path(folder) for name, _, folder in named}
@@ -362,7 +360,7 @@ def bench(
     contrast: Contrast = "keep",
     tile: Tile = "auto",
     overlap: Overlap = 32,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused pictures here.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused images here.")] = None,
     convention: Convention = "ddfm",
     metrics: Metrics = None,
     published: Published = None,
@@ -374,7 +372,7 @@ def bench(
     """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
     import torch
 
-    from .evaluate import bench as run_bench
+    from ddfm.evaluation.evaluate import bench as run_bench
 
     tiles = _tile(tile)
     pipe = _pipeline(prior, device, bfloat16)
@@ -410,7 +408,7 @@ def bench(
 @prior_app.command("info")
 def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded") -> None:
     """What a prior is: parameters, channels, what it predicts, and its model card if it has one."""
-    from .prior import EMBEDDED, image_channels, load_prior, size_multiple
+    from ddfm.prior.load import EMBEDDED, image_channels, load_prior, size_multiple
 
     prior = load_prior(source)
     parameters = sum(p.numel() for p in prior.unet.parameters())
@@ -432,14 +430,14 @@ def prior_pull(
     name: Annotated[str, typer.Argument(help="openai-256, the paper's prior (2.2 GB).")] = "openai-256",
 ) -> None:
     """Fetch a published prior into the local cache: resumed if interrupted, verified, converted once."""
-    from .download import pull
+    from ddfm.prior.download import pull
 
     out.print(_plain(pull(name)), highlight=False, soft_wrap=True)
 
 
 @prior_app.command("train")
 def prior_train(
-    data: Annotated[Path, typer.Argument(help="A folder of folders of pictures.")],
+    data: Annotated[Path, typer.Argument(help="A folder of folders of images.")],
     run: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; an existing one is gone on with.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 8000,
     initial: Annotated[str | None, typer.Option(help="A prior of this architecture to start from.")] = None,
@@ -449,8 +447,8 @@ def prior_train(
     """Train the embedded prior, or go on with a run."""
     import torch
 
-    from .prior import best_device
-    from .train import Recipe, train
+    from ddfm.prior.load import best_device
+    from ddfm.prior.train import Recipe, train
 
     if threads:
         torch.set_num_threads(threads)

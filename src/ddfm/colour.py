@@ -1,6 +1,6 @@
 """Luma and chroma, out and back: the only room that knows of colour spaces.
 
-Two spaces. Pictures of users (NumPy, [0, 1]) are split in the full-range YCbCr of ITU-R BT.601, which JPEG
+Two spaces. Images of users (NumPy, [0, 1]) are split in the full-range YCbCr of ITU-R BT.601, which JPEG
 and OpenCV use: Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B - Y) / 1.772, Cr = (R - Y) / 1.402, nothing rounded.
 The released DDFM code (torch, [-1, 1]) takes the *studio-swing* luma of scikit-image; that quirk is
 `studio_luma`, `studio_split` and `studio_join`.
@@ -31,7 +31,7 @@ _STUDIO_OFFSET = np.array([16.0, 128.0, 128.0]) / 255
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """Y of a picture: (H, W, 3) in [0, 1] to float32 (H, W) in [0, 1]; a grey (H, W) one is its own luma."""
+    """Y of an image: (H, W, 3) in [0, 1] to float32 (H, W) in [0, 1]; a grey (H, W) one is its own luma."""
     rgb = np.asarray(rgb, np.float32)
     if rgb.ndim == 2:
         return rgb
@@ -113,7 +113,7 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode 
 
 
 def studio_luma(x: Tensor) -> Tensor:
-    """The released code's luma of a picture in [-1, 1]: (B, 3, H, W) to (B, 1, H, W).
+    """The released code's luma of an image in [-1, 1]: (B, 3, H, W) to (B, 1, H, W).
 
     It feeds data in [-1, 1] to a formula made for [0, 1]: Y = (16 + 65.481 R + 128.553 G + 24.966 B) / 255,
     so grey -1, 0, 1 become -0.796, 0.063, 0.922.
@@ -142,22 +142,18 @@ def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
     return torch.einsum("ij,bjhw->bihw", x.new_tensor(matrix), x)
 
 
-def prior_split(x: Tensor, studio_swing: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The luma of a network's picture and what `prior_join` needs to put another in its place.
+def prior_split(x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The luma of a network's image and what `prior_join` needs to put another in its place.
 
-    x: (B, C, H, W) in [-1, 1]; luma (B, 1, H, W). With C = 1 the picture is its own luma; with C = 3 it is the
-    full-range one, so that grey -1 .. 1 stays -1 .. 1, or with `studio_swing` that of the released code.
+    x: (B, C, H, W) in [-1, 1]; luma (B, 1, H, W), full range, so that grey -1 .. 1 stays -1 .. 1. With C = 1 the image
+    is its own luma and there is no chroma: None.
     """
     if x.shape[1] == 1:
         return x, None
-    if studio_swing:
-        return studio_split(x)
     y = (x * x.new_tensor([_R, _G, _B]).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
     return y, x - y
 
 
-def prior_join(y: Tensor, chroma: Tensor | None, studio_swing: bool = False) -> Tensor:
+def prior_join(y: Tensor, chroma: Tensor | None) -> Tensor:
     """The inverse of `prior_split`; not clipped."""
-    if chroma is None:
-        return y
-    return studio_join(y, chroma) if studio_swing else y + chroma
+    return y if chroma is None else y + chroma

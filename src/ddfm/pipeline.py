@@ -18,12 +18,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .colour import Mode, fused_colour, luma, prior_join, prior_split
-from .errors import InputError
-from .images import as_pixels
-from .likelihood import LIKELIHOODS, Likelihood
-from .prior import Tile, auto_tile, best_device, denoise, image_channels, load_prior, noise_over_signal
-from .tiling import OVERLAP
+from ddfm.colour import Mode, fused_colour, luma, prior_join, prior_split
+from ddfm.errors import InputError
+from ddfm.io.images import as_pixels
+from ddfm.likelihoods import LIKELIHOODS, Likelihood
+from ddfm.prior.load import Tile, auto_tile, best_device, denoise, image_channels, load_prior, noise_over_signal
+from ddfm.prior.tiling import OVERLAP
 
 Sampler = Literal["ddim", "ddpm", "dpm++"]
 Contrast = Literal["keep", "minmax"]
@@ -38,7 +38,7 @@ class FusionOutput(BaseOutput):
     """What `DDFMPipeline` returns.
 
     Attributes:
-        images: The fused pictures in [0, 1], in the colour of the sources: float32 (B, H, W) or (B, H, W, 3) for "np",
+        images: The fused images in [0, 1], in the colour of the sources: float32 (B, H, W) or (B, H, W, 3) for "np",
             a list of PIL images for "pil", a tensor (B, 1 or 3, H, W) for "pt".
         samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], not clipped; with
             num_samples = K > 1 all of them, (K, B, C, H, W).
@@ -122,11 +122,11 @@ class DDFMPipeline(DiffusionPipeline):
         progress: Progress | None = None,
         callback_on_step_end: Callback | None = None,
     ) -> FusionOutput:
-        """Fuse registered pictures of one scene.
+        """Fuse registered images of one scene.
 
         Args:
-            sources: One entry a sensor, [infrared, visible] or [MRI, PET]: a picture, or a list of B pictures for a
-                batch. A picture is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
+            sources: One entry a sensor, [infrared, visible] or [MRI, PET]: an image, or a list of B images for a
+                batch. An image is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
                 a path; all of one size, 16 x 16 or more.
             likelihood: "salient" (ours), "paper" (Algorithm 1 as printed), "released" (the released code to the
                 letter), or an object such as `Paper(eta=1.0)`.
@@ -136,13 +136,13 @@ class DDFMPipeline(DiffusionPipeline):
                 the likelihood's first guess with noise added. None for the likelihood's own.
             num_samples: Draw so many samples of the posterior and return their mean, and their spread as `std`.
             latents: The noise to start from, (B, C, H, W), of a single sample; drawn with `generator` if None.
-            generator: For reproducible noise; a list of B makes each picture independent of its batch.
+            generator: For reproducible noise; a list of B makes each image independent of its batch.
             contrast: "keep", or "minmax" to stretch each fused luma to [0, 1] as the released code does on saving.
             colour: Whose chroma the result gets, see `colour.fused_colour`.
             output_type: "np", "pil" or "pt".
-            tile: Large pictures go through the network in overlapping tiles, blended before the likelihood sees them:
+            tile: Large images go through the network in overlapping tiles, blended before the likelihood sees them:
                 pixels a side, a multiple of the network's (16 for the embedded prior); None for never; "auto" decides
-                by the free memory, once, and never tiles a small picture (2.7 megapixels with the embedded prior).
+                by the free memory, once, and never tiles a small image (2.7 megapixels with the embedded prior).
             tile_overlap: Pixels that neighbouring tiles share.
             progress: Called with (evaluations of the network done, a fraction for the tiles of the one under way;
                 evaluations in all) after each call of the network; cleaning a noisy source adds one to the second.
@@ -150,7 +150,7 @@ class DDFMPipeline(DiffusionPipeline):
                 a dict with other "latents".
 
         Raises:
-            InputError: a source that is no picture, sizes that differ, an unknown name, a tile that does not fit.
+            InputError: a source that is no image, sizes that differ, an unknown name, a tile that does not fit.
         """
         for name, known, what in (
             (contrast, Contrast, "contrast"),
@@ -188,7 +188,7 @@ class DDFMPipeline(DiffusionPipeline):
             f_t = randn_tensor(shape, generator, self.device) if latents is None else latents
             f_t = f_t.to(self.device, torch.float32)
             if strength < 1:
-                f_t = self._noised(model.guess(state).expand(shape), f_t, int(scheduler.timesteps[0]))
+                f_t = self._noised(model.initial_estimate(state).expand(shape), f_t, int(scheduler.timesteps[0]))
             samples.append(self._sample(f_t, model, state, scheduler, denoise, generator, callback_on_step_end))
         del state, f_t
 
@@ -213,15 +213,23 @@ class DDFMPipeline(DiffusionPipeline):
         """Algorithm 1: from f_T (or f_t of a first guess) to f_0."""
         timesteps, sigmas = scheduler.timesteps.tolist(), noise_over_signal(self.scheduler)
         self._num_timesteps = len(timesteps)
+        split, join = _luma_of(model, f_t.shape[1])
         for i, t in enumerate(self.progress_bar(timesteps)):
             x0 = denoise(f_t, t).clamp(-1, 1)  # the prior's guess, E[f0 | f_t]
-            y0, chroma = prior_split(x0, model.studio_swing)
+            y0, chroma = split(x0)
             y0, state = model.rectify(y0, state, sigmas[t].item())  # one EM step towards the sources
-            x0 = prior_join(y0, chroma, model.studio_swing)
+            x0 = join(y0, chroma)
             f_t = scheduler.step(x0, t, f_t, generator=generator).prev_sample  # f_t -> f_{t-1}
             if callback is not None:
                 f_t = (callback(self, i, t, {"latents": f_t, "x0": x0}) or {}).get("latents", f_t)
         return f_t
+
+
+def _luma_of(likelihood: Likelihood, channels: int) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
+    """How x0 is split into luma and chroma and joined again: the likelihood's own way for RGB, if it has one."""
+    if channels == 3 and hasattr(likelihood, "split") and hasattr(likelihood, "join"):
+        return likelihood.split, likelihood.join
+    return prior_split, prior_join
 
 
 @dataclass
@@ -250,7 +258,7 @@ def _named(name: str, known: dict[str, Any], what: str) -> Any:
 
 
 def _batch(source: Any) -> list[np.ndarray]:
-    """One sensor's pictures: a single one is a batch of one."""
+    """One sensor's images: a single one is a batch of one."""
     many = isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4)
     return [as_pixels(picture) for picture in source] if many else [as_pixels(source)]
 
@@ -259,16 +267,16 @@ def _check(pictures: list[list[np.ndarray]]) -> None:
     if len(pictures) < 2:
         raise InputError(f"fusion takes two or more sources, not {len(pictures)}")
     if len({len(batch) for batch in pictures}) > 1 or not pictures[0]:
-        raise InputError(f"every sensor needs the same number of pictures, not {[len(batch) for batch in pictures]}")
+        raise InputError(f"every sensor needs the same number of images, not {[len(batch) for batch in pictures]}")
     sizes = list(dict.fromkeys(f"{p.shape[1]}x{p.shape[0]}" for batch in pictures for p in batch))
     if len(sizes) > 1:
         raise InputError(f"the sources differ in size ({' and '.join(sizes[:2])}): register them to one size first")
     if min(pictures[0][0].shape[:2]) < SMALLEST:
-        raise InputError(f"the pictures are {sizes[0]}: at least {SMALLEST}x{SMALLEST} is needed")
+        raise InputError(f"the images are {sizes[0]}: at least {SMALLEST}x{SMALLEST} is needed")
 
 
 def _to_luma(batch: list[np.ndarray]) -> Tensor:
-    """Pictures in [0, 1] to luma (B, 1, H, W) in [-1, 1]."""
+    """Images in [0, 1] to luma (B, 1, H, W) in [-1, 1]."""
     return torch.from_numpy(np.stack([luma(picture) for picture in batch])).unsqueeze(1) * 2 - 1
 
 
@@ -313,7 +321,7 @@ def _even_in_log_sigma(trained: DDPMScheduler, last: int, steps: int) -> list[in
 
 
 def _finish(lumas: Tensor, pictures: list[list[np.ndarray]], contrast: str, colour: Mode) -> list[np.ndarray]:
-    """The network's picture to the user's: luma in [0, 1], contrast, colour of the sources."""
+    """The network's image to the user's: luma in [0, 1], contrast, colour of the sources."""
     fused = []
     for k, y in enumerate(lumas[:, 0].cpu().numpy()):
         low, high = (y.min(), y.max()) if contrast == "minmax" else (-1, 1)
@@ -347,7 +355,7 @@ def fuse(
     seed: int = 0,
     **options: Any,
 ) -> np.ndarray:
-    """Fuse registered pictures; the prior is loaded once and kept for the next call.
+    """Fuse registered images; the prior is loaded once and kept for the next call.
 
     Args:
         infrared: The first source (infrared, MRI, ...): path, array, tensor or PIL image, see `DDFMPipeline.__call__`.
@@ -355,14 +363,14 @@ def fuse(
         others: Further sources, for a likelihood that takes them.
         prior: As in `load_prior`.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        seed: Of the noise; the same seed gives the same picture on the same machine.
+        seed: Of the noise; the same seed gives the same image on the same machine.
         options: Further arguments of `DDFMPipeline.__call__`.
 
     Returns:
         float32 in [0, 1]: (H, W, 3) in the colour of the sources, or (H, W) if all are grey.
 
     Raises:
-        InputError: a picture, prior or option that cannot be used.
+        InputError: an image, prior or option that cannot be used.
     """
     pipeline = _pipeline(str(prior), best_device(device))
     generator = torch.Generator().manual_seed(seed)

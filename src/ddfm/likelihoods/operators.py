@@ -1,0 +1,136 @@
+"""Operators that the likelihoods share: differences, their spectrum, screened Poisson, DCT, blur, guided filter.
+
+Images are (B, C, H, W) tensors. Boundaries are reflecting (Neumann) unless `periodic`, which is what a plain FFT
+implies and what the paper and its released code use.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gradient = tuple[Tensor, Tensor]  # along W and H, each shaped like the image
+
+BAND = 2**20  # values that work on rows takes at a time
+
+
+def gradient(k: Tensor, periodic: bool = False) -> Gradient:
+    """Forward differences k[j+1] - k[j] along W and H; zero across a reflecting border."""
+    if periodic:
+        return k.roll(-1, -1) - k, k.roll(-1, -2) - k
+    return F.pad(k[..., :, 1:] - k[..., :, :-1], (0, 1)), F.pad(k[..., 1:, :] - k[..., :-1, :], (0, 0, 0, 1))
+
+
+def gradient_adjoint(u: Gradient, periodic: bool = False) -> Tensor:
+    """The adjoint of `gradient`: minus the divergence."""
+    if periodic:
+        return u[0].roll(1, -1) - u[0] + u[1].roll(1, -2) - u[1]
+    ux, uy = u[0][..., :, :-1], u[1][..., :-1, :]
+    out = torch.zeros_like(u[0])
+    out[..., :, 1:] += ux
+    out[..., :, :-1] -= ux
+    out[..., 1:, :] += uy
+    out[..., :-1, :] -= uy
+    return out
+
+
+def _phase(n: int, device: torch.device) -> Tensor:
+    return torch.exp(-0.5j * torch.pi / n * torch.arange(n, device=device))
+
+
+def dct(x: Tensor) -> Tensor:
+    """DCT-II along the last dimension, by one FFT of the same length (Makhoul, 1980)."""
+    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
+    return 2 * (torch.fft.fft(v) * _phase(x.shape[-1], x.device)).real
+
+
+def idct(c: Tensor) -> Tensor:
+    """The inverse of `dct`."""
+    n = c.shape[-1]
+    mirrored = F.pad(c.flip(-1)[..., :-1], (1, 0))
+    v = torch.fft.ifft(torch.complex(c, -mirrored) * _phase(n, c.device).conj()).real / 2
+    x = torch.empty_like(c)
+    x[..., ::2], x[..., 1::2] = v[..., : (n + 1) // 2], v.flip(-1)[..., : n // 2]
+    return x
+
+
+def bands(like: Tensor) -> Iterator[slice]:
+    """Rows of (..., H, W), some at a time: work that looks at one row alone needs no second image in memory."""
+    height, rows = like.shape[-2], max(1, BAND // like[..., :1, :].numel())
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))
+
+
+def _in_place(transform: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """`transform` of the last dimension, written over x."""
+    for rows in bands(x):
+        x[..., rows, :] = transform(x[..., rows, :])
+
+
+def laplacian_spectrum(like: Tensor, periodic: bool = False) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of grad^T grad along each dimension, (H, 1) and (1, W), to be added: 2 - 2 cos w.
+
+    For `dct` along both dimensions, or if periodic for `rfft2`, where the second is (1, W // 2 + 1).
+    """
+    (h, w), device = like.shape[-2:], like.device
+    if periodic:
+        wy = torch.fft.fftfreq(h, device=device) * (2 * torch.pi)
+        wx = torch.fft.rfftfreq(w, device=device) * (2 * torch.pi)
+    else:
+        wy, wx = (torch.arange(n, device=device) * (torch.pi / n) for n in (h, w))
+    return (2 - 2 * wy.cos())[:, None], (2 - 2 * wx.cos())[None, :]
+
+
+def screened_poisson(x: Tensor, u: Gradient, kappa: float = 1.0, periodic: bool = False) -> Tensor:
+    """argmin_k |k - x|^2 + kappa |grad k - u|^2, exactly: (1 + kappa grad^T grad)^-1 (x + kappa grad^T u)."""
+    k = gradient_adjoint(u, periodic).mul_(kappa).add_(x)
+    along_y, along_x = laplacian_spectrum(x, periodic)
+    if periodic:
+        return torch.fft.irfft2(torch.fft.rfft2(k) / (1 + kappa * (along_y + along_x)), s=x.shape[-2:])
+    _in_place(dct, k)
+    _in_place(dct, k.mT)
+    for rows in bands(k):
+        k[..., rows, :] /= 1 + kappa * (along_y[rows] + along_x)
+    _in_place(idct, k.mT)
+    _in_place(idct, k)
+    return k
+
+
+def smooth(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (B, C, H, W), mirrored at the edges; a wide one on a coarser grid, for next to nothing."""
+    h, w = x.shape[-2:]
+    factor = max(1, min(int(sigma / 2.5), h // 4, w // 4))
+    coarse = F.interpolate(x, size=(-(-h // factor), -(-w // factor)), mode="area") if factor > 1 else x.clone()
+    blur = functools.partial(_blur_rows, sigma=sigma / factor)
+    _in_place(blur, coarse)
+    _in_place(blur, coarse.mT)
+    return F.interpolate(coarse, size=(h, w), mode="bilinear") if factor > 1 else coarse
+
+
+def _blur_rows(x: Tensor, sigma: float) -> Tensor:
+    """Tap by tap, two at a time: on one channel that is faster than a convolution, and needs a tenth of its memory."""
+    size = x.shape[-1]
+    radius = min(int(3 * sigma + 0.5), size)
+    kernel = [math.exp(-0.5 * (at / sigma) ** 2) for at in range(radius + 1)]
+    total = kernel[0] + 2 * sum(kernel[1:])
+    padded = torch.cat([x[..., :radius].flip(-1), x, x[..., size - radius :].flip(-1)], dim=-1)
+    out = x * (kernel[0] / total)
+    for at in range(1, radius + 1):
+        both = padded[..., radius - at :][..., :size] + padded[..., radius + at :][..., :size]
+        out.add_(both, alpha=kernel[at] / total)
+    return out
+
+
+def guided_filter(weight: Tensor, guide: Tensor, sigma: float, flat: float = 1e-4) -> Tensor:
+    """The guided filter (He et al., 2013) with a Gaussian window: `weight` smoothed, with the edges of `guide`.
+
+    All (B, 1, H, W); returns values in [0, 1]."""
+    mean_g, mean_w = smooth(guide, sigma), smooth(weight, sigma)
+    variance = smooth(guide * guide, sigma).sub_(mean_g.square()).clamp_min_(0)
+    slope = smooth(guide * weight, sigma).sub_(mean_g * mean_w).div_(variance.add_(flat))
+    del variance
+    offset = mean_w.sub_(mean_g.mul_(slope))
+    return smooth(slope, sigma).mul_(guide).add_(smooth(offset, sigma)).clamp_(0, 1)

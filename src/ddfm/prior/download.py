@@ -1,0 +1,305 @@
+"""Fetches a published prior once: download, verify, convert into the cache.
+
+The cache holds a diffusers folder per prior, `<cache>/<name>/{unet,scheduler}`, which appears whole or not at all.
+While a pull is under way, or was interrupted, what it has lies in `<cache>/.<name>.download`; that folder, with the
+original `.pt` in it, is removed once the converted prior is in place.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from safetensors import SafetensorError
+
+from ddfm import __version__
+from ddfm.errors import InputError
+from ddfm.io.images import quoted
+
+TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
+RETRIES = 5  # how often in a row a download may fail without getting on
+BACKOFF = 1.0  # seconds before the first retry, doubled for each further one
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Published:
+    """A guided-diffusion checkpoint: where it is, its bytes and their SHA-256, and its `create_model` arguments.
+
+    args None: those of `ddfm.prior.convert.OPENAI_256`.
+    """
+
+    url: str
+    size: int
+    sha256: str
+    args: dict[str, Any] | None = None
+
+
+PUBLISHED = {
+    "openai-256": Published(
+        url="https://openaipublic.blob.core.windows.net/diffusion/jul-2021/256x256_diffusion_uncond.pt",
+        size=2_211_383_297,
+        sha256="a37c32fffd316cd494cf3f35b339936debdc1576dad13fe57c42399a5dbc78b1",
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Where pulled priors live: $DDFM_CACHE, else $XDG_CACHE_HOME/ddfm, else ~/.cache/ddfm."""
+    if own := os.environ.get("DDFM_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddfm"
+
+
+def cached(name: str = "openai-256", cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """The diffusers folder of a prior that was pulled, or None."""
+    folder = _root(cache_dir) / name
+    needed = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json")
+    return folder if all((folder / file).is_file() for file in needed) else None
+
+
+def pull(
+    name: str = "openai-256",
+    cache_dir: str | os.PathLike[str] | None = None,
+    url: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Downloads, verifies and converts a published prior, unless the cache has it already.
+
+    An interrupted pull goes on where it stopped. openai-256 is 2.2 GB to download, as much again to convert.
+
+    Args:
+        name: a key of `PUBLISHED`.
+        cache_dir: a folder other than `cache_dir()`.
+        url: a mirror (http or https); what it sends must be the published file, byte for byte.
+        progress: show a bar on the terminal (standard error).
+
+    Returns:
+        The diffusers folder in the cache: `unet` (float32 safetensors) and `scheduler`.
+
+    Raises:
+        InputError: an unknown name, no connection, another file than the published one (it is deleted), no room on
+            the disk, or another pull of the same prior at work.
+        KeyboardInterrupt: on Ctrl-C, after a line on standard error that says how to go on.
+    """
+    if name not in PUBLISHED:
+        raise InputError(f"There is no published prior {name!r}; there is {', '.join(PUBLISHED)}.")
+    if done := cached(name, cache_dir):
+        return done
+    item, root = PUBLISHED[name], _root(cache_dir)
+    work = root / f".{name}.download"
+    weights, part = work / "weights.pt", work / "weights.pt.part"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with _only_one(root / f".{name}.lock", name), _bar(progress) as bar:
+            if done := cached(name, cache_dir):  # another pull ended just before the lock was ours
+                return done
+            work.mkdir(exist_ok=True)
+            _check_room(item, weights if weights.exists() else part)
+            if not weights.exists():
+                _download(url or item.url, item, part, bar)
+                part.replace(weights)
+            _verify(item, weights, url or item.url, bar)
+            _convert(item, weights, root / name, bar)
+            shutil.rmtree(work, ignore_errors=True)
+    except KeyboardInterrupt:
+        have = part.stat().st_size if part.exists() else item.size
+        Console(stderr=True).print(
+            f"Stopped with {have / 1e6:,.1f} of {item.size / 1e6:,.1f} MB kept in {quoted(work)}; "
+            f"`ddfm prior pull {name}` goes on from there.",
+            soft_wrap=True,
+            markup=False,
+        )
+        raise
+    except OSError as error:  # the network's own errors have become InputError by now: this is the disk
+        raise InputError(f"Cannot write to the cache {quoted(root)}: {error.strerror or error}.") from error
+    return root / name
+
+
+class _Broken(Exception):
+    """The connection failed in a way that trying again may mend; str() says how."""
+
+
+def _root(given: str | os.PathLike[str] | None) -> Path:
+    return Path(given) if given is not None else cache_dir()
+
+
+@contextmanager
+def _only_one(path: Path, name: str) -> Iterator[None]:
+    """Holds a lock that the system releases when the process ends, however it ends."""
+    with open(path, "a+b") as file:
+        try:
+            if sys.platform == "win32":
+                import msvcrt
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise InputError(f"Another pull of {name} is at work in {quoted(path.parent)}: wait for it.") from error
+        yield
+
+
+def _bar(show: bool) -> Progress:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True), disable=not show)
+
+
+def _check_room(item: Published, partial: Path) -> None:
+    """Room for the rest of the download and for the converted copy beside it."""
+    have = partial.stat().st_size if partial.exists() else 0
+    needed = max(item.size - have, 0) + item.size
+    free = shutil.disk_usage(partial.parent).free
+    if free < needed:
+        raise InputError(
+            f"The disk of {quoted(partial.parent)} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: "
+            "make room, or set DDFM_CACHE to a folder on another disk."
+        )
+
+
+def _download(url: str, item: Published, part: Path, bar: Progress) -> None:
+    """Fills `part` up to the published size, over as many connections as it takes."""
+    if not url.lower().startswith(("https://", "http://")):
+        raise InputError(f"{url} is not an http or https address.")
+    task = bar.add_task("download", total=item.size, completed=part.stat().st_size if part.exists() else 0)
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            return _fetch(url, item, part, bar, task)
+        except _Broken as error:
+            after = part.stat().st_size if part.exists() else 0
+            # A line that gets on may break any number of times; one that does not is given up.
+            failures = 0 if after - before > item.size // 100 else failures + 1
+            if failures >= RETRIES:
+                raise InputError(
+                    f"Cannot download {url}: {error}; what has arrived is kept, pull again to go on."
+                ) from error
+            time.sleep(BACKOFF * 2 ** max(failures - 1, 0))
+
+
+def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> None:
+    """One connection: appends to `part` if the server can go on from there with the same file, else starts anew."""
+    validator = part.with_suffix(".validator")  # what the server called the version that `part` is of
+    have = part.stat().st_size if part.exists() else 0
+    if have == item.size:
+        return
+    if have > item.size:
+        part.unlink()
+        have = 0
+    headers = {"User-Agent": f"ddfm/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if validator.exists():
+            headers["If-Range"] = validator.read_text(encoding="utf-8")
+    with _network():
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    with response:
+        if response.status == 206:
+            span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+            if total not in ("*", str(item.size)):
+                raise _wrong_size(url, item, part, total)
+            if span.partition("-")[0] != str(have):
+                part.unlink()
+                raise _Broken("the server answered with another part of the file than was asked for")
+        else:  # 200: the whole file, from its beginning
+            length = response.headers.get("Content-Length")
+            if length is not None and length != str(item.size):
+                raise _wrong_size(url, item, part, length)
+            have = 0
+            tag = response.headers.get("ETag") or ""
+            if not tag or tag.startswith("W/"):  # a weak tag may not be used to go on
+                tag = response.headers.get("Last-Modified") or ""
+            part.unlink(missing_ok=True)
+            validator.unlink(missing_ok=True)
+            if tag:
+                validator.write_text(tag, encoding="utf-8")
+        bar.reset(task, completed=have)
+        with open(part, "ab") as file:
+            while have < item.size:
+                with _network():
+                    data = response.read1(min(CHUNK, item.size - have))  # what is there: a stall loses nothing
+                if not data:
+                    raise _Broken(f"the connection broke off at {have:,} of {item.size:,} bytes")
+                file.write(data)
+                have += len(data)
+                bar.update(task, advance=len(data))
+            with _network():
+                more = response.read(1)
+    if more:
+        raise _wrong_size(url, item, part, f"more than {item.size}")
+
+
+@contextmanager
+def _network() -> Iterator[None]:
+    """Turns every way a connection can fail into `_Broken`, or InputError where trying again is no use."""
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (408, 416, 425, 429) or error.code >= 500:
+            raise _Broken(f"the server answers {error.code} {error.reason}") from error
+        raise InputError(f"Cannot download {error.url}: the server answers {error.code} {error.reason}.") from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise InputError(f"Cannot download: the server's certificate is not trusted ({error.reason}).") from error
+        raise _Broken(str(getattr(error.reason, "strerror", None) or error.reason)) from error
+    except http.client.InvalidURL as error:
+        raise InputError(f"Cannot download: {error}.") from error
+    except TimeoutError as error:
+        raise _Broken(f"nothing arrived for {TIMEOUT:g} seconds") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(str(error) or type(error).__name__) from error
+
+
+def _wrong_size(url: str, item: Published, part: Path, size: str) -> InputError:
+    part.unlink(missing_ok=True)
+    return InputError(f"{url} is not the published file: it has {size} bytes, not {item.size}; nothing was kept.")
+
+
+def _verify(item: Published, weights: Path, url: str, bar: Progress) -> None:
+    """Deletes the file unless it is the published one."""
+    task = bar.add_task("verify", total=weights.stat().st_size)
+    digest = hashlib.sha256()
+    with open(weights, "rb") as file:
+        while data := file.read(CHUNK):
+            digest.update(data)
+            bar.update(task, advance=len(data))
+    if digest.hexdigest() != item.sha256:
+        weights.unlink()
+        raise InputError(
+            f"What came from {url} is not the published file (SHA-256 differs) and was deleted: pull again."
+        )
+
+
+def _convert(item: Published, weights: Path, target: Path, bar: Progress) -> None:
+    """The checkpoint as a diffusers folder; a rename at the end puts it in place whole."""
+    from ddfm.prior.convert import OPENAI_256, load_guided_diffusion  # takes seconds to import
+
+    bar.add_task("convert", total=None)
+    weights.with_suffix(".json").write_text(json.dumps(item.args or OPENAI_256), encoding="utf-8")
+    made = weights.with_name("converted")
+    shutil.rmtree(made, ignore_errors=True)
+    unet, scheduler = load_guided_diffusion(weights)
+    scheduler.save_pretrained(made / "scheduler")
+    try:
+        unet.save_pretrained(made / "unet")
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(str(error)) from error
+    shutil.rmtree(target, ignore_errors=True)  # not a whole prior, or pull would not have come here
+    made.rename(target)

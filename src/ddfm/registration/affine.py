@@ -1,0 +1,270 @@
+"""Misregistered pairs: find the affine map between two images of different kind, say how far off they were,
+undo it.
+
+Intensities of two modalities are related by no known function, so the criterion is the sum of two that need none:
+their mutual information, which finds regions (a brain, a sky), and the correlation of their contours, which finds
+edges whatever their polarity and in the dark too. It is maximised coarse to fine: a grid of similarities on
+thumbnails, then steps of a quadratic model; and it falls beyond what a mount or a hurried registration leaves. Three
+things keep it from preferring some displacements for reasons that have nothing to do with the images:
+
+- it is always taken over all of the fixed image (the moving one repeats its edge), since an overlap that changes
+  with the displacement changes the share of background, and so the criterion;
+- samples fade out towards the border, where the repeated edge is a guess;
+- samples lie on a grid turned against the pixels of both images, since interpolation smooths all displacements
+  but those that let pixels meet, and the latter would stand out.
+
+What remains is the bias of the criterion itself: where the modalities show different things (skull and scalp,
+brain alone), it can be highest some pixels from what an eye would choose. Two halves of an image are then biased
+differently, and by their disagreement such a pair is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ddfm.colour import luma
+from ddfm.errors import InputError
+
+BINS = 32
+BLUR = 1.0  # pixels, at every level
+GATHER = 2.0  # pixels, at every level: the contours are blurred so much more
+TURN = 0.5  # radians, of the grid of samples
+SAMPLES = 60_000  # at most about so many
+TAPER = 0.15  # samples fade out over this part of the image at every border
+LEVELS = {64: 4, 128: 4, 256: 6, 512: 3}  # longest side in pixels: rounds
+HALVES_AT = 256
+ASIDE = 3.0  # steps from the finding at which either half starts: from there it must come back by itself
+SEARCH = 0.05  # the grid reaches shifts of this part of the longest side, 3.4 degrees, 6 %
+PLAUSIBLE = np.array([0.06, 0.06, 0.035, 0.03, 0.02, 0.02])  # of the parameters of `_matrix`; beyond, the score falls
+INFORMATION = 2.0  # weight of the mutual information (as part of the fixed image's entropy) against the contours'
+STARTS = 7  # of the grid that are gone on with, beside the pair as it is
+AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
+LIMIT = 0.15  # a corner displaced by more than this part of the longest side is no misregistration but a mistake
+AGREEMENT = 0.01  # how far, as part of the longest side, the estimates from two halves may differ at a corner
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where `moving` lies relative to `fixed`.
+
+    matrix: 2x3, from pixel (x, y, 1) of fixed to pixel (x, y) of moving. shift_px: how far the corner
+    displaced most has moved, in pixels of fixed. spread_px: by how much two halves of the image disagree
+    about a corner. confident: whether `warp` will use it. sentence: the finding, for people.
+    """
+
+    matrix: np.ndarray
+    shift_px: float
+    spread_px: float
+    confident: bool
+    sentence: str
+
+
+def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
+    """Estimate the affine map that lays moving over fixed; both (H, W) or (H, W, 3) in [0, 1], of one size.
+
+    Meant for what a mount or a hurried registration leaves: shifts up to 5 % of the image, a few degrees, a
+    few percent of scale. A similarity is found first and repeated on either half of a chequerboard of blocks;
+    where the two agree the result is confident, and stretch and shear are added if they explain clearly more.
+    Raises InputError if the sizes differ or are below 32x32.
+    """
+    if moving.shape[:2] != fixed.shape[:2] or min(fixed.shape[:2]) < 32:
+        sizes = " and ".join(f"{p.shape[1]}x{p.shape[0]}" for p in (moving, fixed))
+        raise InputError(f"Images of {sizes} pixels cannot be aligned; give two of one size, at least 32x32.")
+    moving, fixed = luma(moving), luma(fixed)
+    size = max(fixed.shape)
+    corners = _corners(fixed.shape)
+    starts = [np.zeros(6)]
+    halves = starts * 2
+    for side, rounds in LEVELS.items():
+        scale = min(1.0, side / size)
+        maps = _map(moving, scale), _map(fixed, scale)
+        step = 2.0 / max(maps[1].shape)
+        score = _criterion(*maps)
+        if side == min(LEVELS):
+            starts += _grid(score)
+        # Thumbnails of two modalities can agree best in the wrong place: half of the candidates stay at each level.
+        found = sorted((_climb(score, start, step, 4, rounds) for start in starts), key=score, reverse=True)
+        p, starts = found[0], found[: -(-len(found) // 2)]
+        if side == HALVES_AT or (scale == 1 and side < HALVES_AT):
+            # From either side of p: a half that knows nothing stays where it starts, and so does not agree. Nor do
+            # two different scenes, whose optima are narrow: accepted were 3 of 24 from 1 step away, none from 3.
+            aside = ASIDE * step * np.array([1, -1, 1, -1, 0, 0])
+            halves = [_climb(_criterion(*maps, k), p + way, step, 4) for k, way in enumerate((aside, -aside))]
+        if scale == 1:
+            break
+    one, other = (_matrix(half, fixed.shape) @ corners for half in halves)
+    spread = float(np.linalg.norm(one - other, axis=0).max())
+    agree = spread <= max(2.0, AGREEMENT * size)
+    if agree:  # only what is well determined can tell stretch and shear from noise
+        affine = _climb(score, p, step, 6, 2)
+        if score(affine) > (1 + AFFINE_GAIN) * score(p):
+            p = affine
+    matrix = _matrix(p, fixed.shape)
+    shift = float(np.linalg.norm(matrix @ corners - corners[:2], axis=0).max())
+    confident = agree and shift <= LIMIT * size
+    if confident:
+        sentence = f"The second image was off by up to {shift:.1f} pixels (give or take {spread:.1f})."
+    else:
+        sentence = (
+            f"The images could not be aligned with confidence (two halves of them disagree by {spread:.0f} pixels, "
+            f"the shift found is {shift:.0f}); align them by other means or fuse them as they are."
+        )
+    return Alignment(matrix, shift, spread, confident, sentence)
+
+
+def warp(moving: np.ndarray, alignment: Alignment) -> np.ndarray:
+    """moving, (H, W) or (H, W, 3) float32 in [0, 1], laid over fixed (cubic; the edge is repeated where it
+    ends).
+
+    Raises InputError with the alignment's sentence if that is not confident.
+    """
+    if not alignment.confident:
+        raise InputError(alignment.sentence)
+    return np.clip(_warp(moving, alignment.matrix, moving.shape, cv2.INTER_CUBIC), 0, 1)
+
+
+def _warp(picture: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
+    """image at `matrix` applied to the pixels of an image of this shape; its edge is repeated where it ends."""
+    flags = interpolation | cv2.WARP_INVERSE_MAP
+    picture = np.ascontiguousarray(picture, np.float32)
+    return cv2.warpAffine(picture, matrix[:2], shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _corners(shape: tuple[int, ...]) -> np.ndarray:
+    height, width = shape
+    return np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]], float)
+
+
+def _matrix(p: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Parameters to a 2x3 matrix about the centre of an image of this shape.
+
+    p: shift in x and y, rotation, scale, and the two departures from a similarity, each as the displacement
+    it causes at half the longest side from the centre, as part of the longest side; so p means the same at
+    every level.
+    """
+    height, width = shape
+    size = max(shape)
+    x, y, turn, grow, stretch, shear = p * [size, size, 2, 2, 2, 2]
+    linear = np.array([[grow + stretch, shear - turn], [shear + turn, grow - stretch]]) + np.eye(2)
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    return np.column_stack([linear, centre + np.array([x, y]) - linear @ centre])
+
+
+def _map(picture: np.ndarray, scale: float) -> np.ndarray:
+    """(H, W, 4) float32 at one scale: position between 0 and BINS - 1 of a histogram, and the contours.
+
+    The contours are m/sqrt(2), m cos 2a, m sin 2a for a gradient of strength m and direction a (so that neither the
+    polarity of an edge counts, nor a whole turn), gathered over some pixels, and of like size wherever there is more
+    than noise: as in the oriented gradient channels of Ye et al., Fast and Robust Matching for Multimodal Remote
+    Sensing Image Registration (2019), which are linear in these three for a cos^2 response to direction.
+    """
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    picture = cv2.GaussianBlur(picture, (0, 0), BLUR)
+    low, high = np.quantile(picture, [0.001, 0.999])
+    level = np.clip((picture - low) / max(high - low, 1e-6), 0, 1).astype(np.float32) * (BINS - 1)
+    dx, dy = (cv2.Sobel(picture, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+    strength = np.maximum(np.hypot(dx, dy), 1e-6)
+    contours = np.dstack([strength / np.sqrt(2), (dx * dx - dy * dy) / strength, 2 * dx * dy / strength])
+    contours = cv2.GaussianBlur(contours.astype(np.float32), (0, 0), GATHER)
+    size = np.linalg.norm(contours, axis=-1, keepdims=True)
+    contours = contours / (size + max(0.5 * float(np.median(size)), 1e-4))
+    return np.dstack([level, contours])
+
+
+def _criterion(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -> Callable[[np.ndarray], float]:
+    """The function of p to maximise, for two of `_map`; half 0 or 1: only every second block of a chequerboard."""
+    height, width = fixed.shape[:2]
+    weight = np.outer(_taper(height), _taper(width))
+    if half is not None:
+        y, x = np.indices((height, width)) // max(8, max(height, width) // 8)
+        weight *= (x + y) % 2 == half
+    cos, sin = np.cos(TURN), np.sin(TURN)
+    spacing = max(1.0, float(np.sqrt(height * width / SAMPLES)))
+    shape = int((width * sin + height * cos) / spacing) + 1, int((width * cos + height * sin) / spacing) + 1
+    middle, centre = np.array(shape[::-1]) / 2 - 0.5, np.array([width, height]) / 2 - 0.5
+    turn = spacing * np.array([[cos, -sin], [sin, cos]])
+    grid = np.vstack([np.column_stack([turn, centre - turn @ middle]), [0, 0, 1]])
+    inside = cv2.warpAffine(weight, grid[:2], shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP) > 0
+    weights = _warp(weight, grid, shape, cv2.INTER_LINEAR)[inside]
+    target = _warp(fixed, grid, shape, cv2.INTER_LINEAR)[inside]
+    bins, contours = np.rint(target[:, 0]).astype(np.intp), target[:, 1:]
+    share = np.bincount(bins, weights, BINS) / max(weights.sum(), 1e-9)
+    entropy = _entropy(share)
+    weighted = contours * weights[:, None]
+    energy = float((contours * weighted).sum())
+
+    def score(p: np.ndarray) -> float:
+        warped = _warp(moving, _matrix(p, (height, width)) @ grid, shape, cv2.INTER_LINEAR)[inside]
+        information = _mutual_information(warped[:, 0], bins, weights) / max(entropy, 1e-9)
+        found = warped[:, 1:]
+        norm = np.sqrt(energy * float(np.einsum("nc,nc,n->", found, found, weights)))
+        correlation = float(np.einsum("nc,nc->", found, weighted)) / max(norm, 1e-9)
+        beyond = np.maximum(np.abs(p) - PLAUSIBLE, 0) / 0.02
+        return INFORMATION * information + correlation - 0.1 * float(beyond @ beyond)
+
+    return score
+
+
+def _taper(length: int) -> np.ndarray:
+    """Weights of the samples along one side: 1, and towards either end smoothly down to 0."""
+    ends = np.minimum(np.arange(length) + 0.5, length - np.arange(length) - 0.5) / (TAPER * length)
+    return np.sin(np.minimum(ends, 1).astype(np.float32) * np.pi / 2) ** 2
+
+
+def _mutual_information(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:
+    """In nats, of bin positions a (float) and bin numbers b."""
+    lower = np.minimum(a.astype(np.intp), BINS - 2)
+    upper = (a - lower) * weights  # a value between two bins counts for both
+    index = lower * BINS + b
+    joint = np.bincount(index, weights - upper, BINS * BINS) + np.bincount(index + BINS, upper, BINS * BINS)
+    smooth = cv2.GaussianBlur(joint.reshape(BINS, BINS), (0, 0), 1.0) / max(weights.sum(), 1e-9)
+    return _entropy(smooth.sum(0)) + _entropy(smooth.sum(1)) - _entropy(smooth)
+
+
+def _entropy(share: np.ndarray) -> float:
+    """In nats, of shares that sum to 1."""
+    return float(-(share[share > 0] * np.log(share[share > 0])).sum())
+
+
+def _grid(score: Callable[[np.ndarray], float]) -> list[np.ndarray]:
+    """The best points of a grid of similarities, the best turn and scale at each of the best shifts."""
+    shifts, turns = np.linspace(-SEARCH, SEARCH, 7), (-0.03, 0.0, 0.03)
+    best = {}
+    for x, y in itertools.product(shifts, shifts):
+        points = [np.array([x, y, r, s, 0, 0]) for r, s in itertools.product(turns, turns)]
+        best[x, y] = max(((score(p), p) for p in points), key=lambda pair: pair[0])
+    return [p for _, p in sorted(best.values(), key=lambda pair: pair[0], reverse=True)[:STARTS]]
+
+
+def _climb(score: Callable[[np.ndarray], float], p: np.ndarray, step: float, free: int, rounds: int = 4) -> np.ndarray:
+    """Maximise over the first `free` parameters by Newton's steps on a quadratic through samples `step` apart."""
+    here = score(p)
+    unit = np.eye(6)[:free] * step
+    for _ in range(rounds):
+        ahead = np.array([score(p + u) for u in unit])
+        behind = np.array([score(p - u) for u in unit])
+        gradient = (ahead - behind) / 2
+        hessian = np.diag(ahead + behind - 2 * here)
+        for i, j in itertools.combinations(range(free), 2):
+            mixed = score(p + unit[i] + unit[j]) - ahead[i] - ahead[j] + here
+            hessian[i, j] = hessian[j, i] = mixed
+        # Made negative definite: along directions that curve upward go by the slope alone.
+        values, vectors = np.linalg.eigh(hessian)
+        floor = max(1e-9, 0.1 * np.abs(values).max())
+        move = vectors @ ((vectors.T @ gradient) / np.maximum(np.abs(values), floor))
+        move *= min(1.0, 3 / max(np.abs(move).max(), 1e-9))
+        candidates = [p + move @ unit, p + 0.5 * move @ unit]
+        candidates += [p + unit[ahead.argmax()], p - unit[behind.argmax()]]
+        scores = [score(q) for q in candidates]
+        if max(scores) <= here:
+            step /= 2
+            unit /= 2
+            continue
+        p, here = candidates[int(np.argmax(scores))], max(scores)
+    return p

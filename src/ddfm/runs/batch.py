@@ -1,0 +1,399 @@
+"""Whole folders: images of one size go through the network together while others are read and written.
+
+Killed at any moment it leaves whole files, and resumed it gives what it would have given: an image's noise is drawn
+from the seed and its name, groups are made up of all images, the finished ones included, and what counts as
+finished is verified.
+"""
+
+import csv
+import hashlib
+import inspect
+import io
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddfm import __version__
+from ddfm.io import images
+from ddfm.errors import InputError
+from ddfm.io.pairing import SUFFIXES, pair_by_stem
+from ddfm.likelihoods import LIKELIHOODS
+from ddfm.runs.manifest import Manifest, sha256
+from ddfm.pipeline import DDFMPipeline, Progress
+from ddfm.prior.load import best_device
+from ddfm.runs.scene import Depth, Scene, fuse_pictures
+
+MANIFEST = "manifest.jsonl"
+GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded
+WRITES_WAITING = 2  # groups
+
+
+@dataclass
+class BatchResult:
+    """What `batch` did.
+
+    Attributes:
+        fused: Files written by this run.
+        skipped: Files that were complete before.
+        failed: {name: one sentence} of the pairs that could not be fused.
+        unmatched: Images without a partner in the other folders.
+        manifest: The JSON lines beside the results.
+        seconds: Wall time, from the first file to the last, without loading the prior.
+        network_share: The share of it spent in the pipeline, in [0, 1]; the rest was waiting for files.
+    """
+
+    manifest: Path
+    fused: list[Path] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    unmatched: list[Path] = field(default_factory=list)
+    seconds: float = 0.0
+    network_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Images to fuse, or volumes; `error` says what is wrong with its row of the CSV."""
+
+    name: str
+    sources: list[Path]
+    output: Path
+    volume_output: Path  # if they turn out to be volumes
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A pair on its way: its files' hashes and what was read of them.
+
+    A complete one comes along only to make up the group that it was in, and is read only if that has anything to do.
+    """
+
+    pair: _Pair
+    hashes: list[str]
+    kind: list[int]  # height, width, dimensions of each source: jobs of one kind can go together; [] of a volume: alone
+    output: Path
+    complete: bool
+    scene: Scene | None
+
+
+def batch(
+    pairs: str | Path | Sequence[str | Path],
+    out_dir: str | Path,
+    *,
+    prior: str | Path = "embedded",
+    device: str | None = None,
+    bfloat16: bool = False,
+    seed: int = 0,
+    resume: bool = False,
+    batch_size: int | None = None,
+    depth: Depth = "same",
+    format: str = "png",
+    normalise: bool = False,
+    align: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> BatchResult:
+    """Fuse folders of registered images, each pair to `out_dir/<stem>.<format>`, with a manifest beside them.
+
+    Volumes go to `out_dir/<stem>` with the extension of their first source, unless `format` is one of volumes. A pair
+    that cannot be read, aligned or written is listed in the result and the others go on.
+
+    Args:
+        pairs: Two or more folders, a sensor each, whose images are matched by name without extension; or a CSV file
+            with a header and a row a scene: one column a sensor, paths relative to the CSV, and optionally `output`,
+            a path within `out_dir` (else the stem of the first source; a name without extension gets `format`).
+        out_dir: Made if it is not there. One run at a time.
+        prior: As in `load_prior`.
+        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        bfloat16: Whether the network computes in it, see `load_prior`.
+        seed: Of the noise. Each image has its own, `picture_generator(seed, name)`, whatever it is batched with.
+        resume: Skip what the manifest has with these settings, this version and these sources, and whose file is as
+            it was written. Without it everything is fused again.
+        batch_size: Images of one size that go through the network together; None for 1 on the CPU, else 8.
+        depth: Bits of the results: "same" (16 if a source has more than 8 and the format holds them), 8, 16 or 32.
+        format: Extension of the results, as in `images.write`.
+        normalise: As in `Scene.read`.
+        align: As in `Scene.read`.
+        progress: Called with (images done, images in all) while the network works; done may be fractional.
+        options: Further arguments of `DDFMPipeline.__call__`: likelihood, sampler, colour, tile ...
+
+    Raises:
+        InputError: what concerns all pairs: a folder, the CSV, the prior, an option, an output folder that cannot be
+            used.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"The batch size is 1 or more, not {batch_size}.")
+    out, suffix = Path(out_dir), f".{format.lstrip('.').lower()}"
+    if isinstance(pairs, (str, Path)):
+        todo, unmatched = _from_csv(Path(pairs), out, suffix), list[Path]()
+    else:
+        todo, unmatched = _from_folders([Path(folder) for folder in pairs], out, suffix)
+    for folder in {out, *(pair.output.parent for pair in todo if pair.error is None)}:
+        _make(folder)
+    images.check_target(out / f"image{suffix}", 8 if depth == "same" else depth)
+
+    pipe = DDFMPipeline.from_prior(prior, best_device(device), torch.bfloat16 if bfloat16 else torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    settings = _settings(pipe, options) | {
+        "prior": str(prior),
+        "bfloat16": bfloat16,
+        "seed": seed,
+        "depth": depth,
+        "format": suffix,
+        "normalise": normalise,
+        "align": align,
+    }
+    result = BatchResult(out / MANIFEST, unmatched=unmatched)
+    with Manifest(result.manifest, settings, resume) as manifest:
+        run = _Run(manifest, result, depth, normalise, align, batch_size or (1 if pipe.device.type == "cpu" else 8))
+        run.fuse(pipe, todo, seed, progress, options)
+    return result
+
+
+def picture_generator(seed: int, name: str) -> torch.Generator:
+    """An image's own noise: `pipe(sources, generator=picture_generator(seed, stem))` gives what `batch` gives it."""
+    digest = hashlib.sha256(f"{seed} ".encode() + os.fsencode(name)).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the three threads of one `batch` share."""
+
+    manifest: Manifest
+    result: BatchResult
+    depth: Depth
+    normalise: bool
+    align: bool
+    together: int
+
+    def fuse(
+        self, pipe: DDFMPipeline, pairs: list[_Pair], seed: int, progress: Progress | None, options: dict[str, Any]
+    ) -> None:
+        """Reader thread -> network, in this thread -> writer thread; one group ahead, two behind."""
+        result, computed, network, start = self.result, 0, 0.0, time.perf_counter()
+
+        def report(under_way: float = 0.0) -> None:
+            if progress:
+                done = len(result.skipped) + len(result.failed) + computed + under_way
+                progress(min(done, len(pairs)), len(pairs))
+
+        groups = self.groups(self.jobs(pairs))
+        writes: deque[Future[None]] = deque()
+        # Leaving the block waits for both threads, after Ctrl-C too: what is being written is finished.
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            coming = reader.submit(next, groups, None)
+            while (group := coming.result()) is not None:
+                coming = reader.submit(next, groups, None)
+                new = sum(not job.complete for job in group)
+
+                def step(done: float, total: int, new: int = new) -> None:
+                    report(new * done / total)
+
+                began = time.perf_counter()
+                fused = self.network(pipe, group, seed, step, options)
+                seconds = time.perf_counter() - began
+                network += seconds
+                computed += new
+                writes.append(writer.submit(self.write, group, fused, seconds / len(group)))
+                # A volume is large: it is written before the next one is asked for.
+                while len(writes) > (WRITES_WAITING if group[0].kind else 0):
+                    writes.popleft().result()
+                report()
+            for write in writes:
+                write.result()
+        for name, sentence in result.failed.items():
+            self.manifest.add_failure(name, sentence)
+        report()
+        result.seconds = time.perf_counter() - start
+        result.network_share = network / result.seconds
+
+    def network(
+        self, pipe: DDFMPipeline, group: list[_Job], seed: int, progress: Progress, options: dict[str, Any]
+    ) -> np.ndarray:
+        """The fused images of a group, (B, H, W) or (B, H, W, 3), or its only volume, (1, S, H, W)."""
+        scenes = [job.scene for job in group if job.scene is not None]  # all of them, see `groups`
+        generators = [picture_generator(seed, job.pair.name) for job in group]
+        if scenes[0].is_volume:
+            return scenes[0].fuse(pipe, generators[0].initial_seed(), progress, **options)[None]
+        return fuse_pictures(pipe, scenes, generators, progress, **options)
+
+    def jobs(self, pairs: list[_Pair]) -> Iterator[_Job]:
+        """The pairs in order, read unless they are complete; those that cannot be read are left out and listed."""
+        for pair in pairs:
+            try:
+                job = self.job(pair)
+            except InputError as error:
+                self.result.failed[pair.name] = str(error)
+                continue
+            if job.complete:
+                self.result.skipped.append(job.output)
+            yield job
+
+    def job(self, pair: _Pair) -> _Job:
+        if pair.error is not None:
+            raise InputError(pair.error)
+        hashes = [sha256(path) for path in pair.sources]
+        for output in {pair.output, pair.volume_output}:
+            if line := self.manifest.complete(pair.name, output, hashes):
+                return _Job(pair, hashes, line["kind"], output, complete=True, scene=None)
+        scene = self.read(pair)
+        output = pair.volume_output if scene.is_volume else pair.output
+        scene.check_target(output, self.depth)
+        kind = [*scene.sources[0].pixels.shape[:2], *(image.pixels.ndim for image in scene.sources)]
+        return _Job(pair, hashes, [] if scene.is_volume else kind, output, complete=False, scene=scene)
+
+    def read(self, pair: _Pair) -> Scene:
+        return Scene.read(pair.sources, self.normalise, self.align)
+
+    def groups(self, jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
+        """Jobs of one kind, up to `together`, those of groups that have anything to do; all read."""
+        for group in self.planned(jobs):
+            if not all(job.complete for job in group):
+                yield [job if job.scene else replace(job, scene=self.read(job.pair)) for job in group]
+
+    def planned(self, jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
+        """The groups. They depend on the pairs alone, not on what is complete: the same network calls, bit for bit."""
+        waiting: dict[tuple[int, ...], list[_Job]] = {}
+        pixels = 0
+        for job in jobs:
+            if not job.kind:
+                yield [job]
+                continue
+            kind, size = tuple(job.kind), job.kind[0] * job.kind[1]
+            waiting.setdefault(kind, []).append(job)
+            pixels += size
+            if len(waiting[kind]) >= min(self.together, GROUP_PIXELS // size):
+                pixels -= size * len(waiting[kind])
+                yield waiting.pop(kind)
+            while pixels > GROUP_PIXELS:
+                kind = next(iter(waiting))  # waits longest
+                pixels -= kind[0] * kind[1] * len(waiting[kind])
+                yield waiting.pop(kind)
+        yield from waiting.values()
+
+    def write(self, group: list[_Job], pictures: np.ndarray, seconds: float) -> None:
+        """First the file, then its line in the manifest: what has a line is whole."""
+        for job, picture in zip(group, pictures, strict=True):
+            if job.complete or job.scene is None:
+                continue
+            try:
+                job.scene.write(job.output, picture, self.depth)
+            except InputError as error:
+                self.result.failed[job.pair.name] = str(error)
+                continue
+            self.manifest.add(
+                job.pair.name, job.output, job.pair.sources, job.hashes, kind=job.kind, seconds=round(seconds, 3)
+            )
+            self.result.fused.append(job.output)
+
+
+def _settings(pipe: DDFMPipeline, options: dict[str, Any]) -> dict[str, Any]:
+    """What the result depends on, defaults spelt out: the options of the pipeline, the prior's weights, the version."""
+    known = inspect.signature(DDFMPipeline.__call__).parameters.values()
+    own = {
+        "self",
+        "sources",
+        "latents",
+        "generator",
+        "output_type",
+        "callback_on_step_end",
+        "progress",
+    }  # not the caller's
+    values = {parameter.name: parameter.default for parameter in known if parameter.name not in own}
+    if wrong := options.keys() - values.keys():
+        raise InputError(f"A batch has no option {min(wrong)!r}; it has {', '.join(values)}.")
+    values |= options
+    likelihood = values["likelihood"]
+    values["likelihood"] = repr(LIKELIHOODS.get(likelihood, likelihood) if isinstance(likelihood, str) else likelihood)
+    weights = hashlib.sha256()
+    for name, tensor in pipe.unet.state_dict().items():
+        weights.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    return {
+        "ddfm": __version__,
+        "prior_sha256": weights.hexdigest(),
+        "options": {name: x if isinstance(x, (int, float, str)) else repr(x) for name, x in values.items()},
+    }
+
+
+def _from_folders(folders: list[Path], out: Path, suffix: str) -> tuple[list[_Pair], list[Path]]:
+    if len(folders) < 2:
+        raise InputError(f"Fusion takes two or more folders of sources, or a CSV file; {len(folders)} folder given.")
+    if out.resolve() in [folder.resolve() for folder in folders]:
+        raise InputError(f"The results cannot go to {images.quoted(out)}: it is a folder of sources.")
+    matched, unmatched = pair_by_stem(folders)
+    pairs = [
+        _Pair(stem, paths, out / f"{stem}{suffix}", out / f"{stem}{_volume_suffix(suffix, paths[0])}")
+        for stem, paths in matched.items()
+    ]
+    return pairs, unmatched
+
+
+def _from_csv(path: Path, out: Path, suffix: str) -> list[_Pair]:
+    name = images.quoted(path)
+    if path.is_dir():
+        raise InputError(f"{name} is one folder: give two or more folders of sources, or a CSV file.")
+    try:
+        rows = list(csv.DictReader(io.StringIO(images.read_bytes(path).decode("utf-8-sig"), newline=""), strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{name} is not a CSV file in UTF-8 ({error}).") from error
+    sensors = [column for column in rows[0] if column not in (None, "output")] if rows else []
+    if len(sensors) < 2:
+        raise InputError(f"{name} needs a header of two or more columns, one a sensor, and a row a scene.")
+    pairs = [_from_row(row, number, sensors, path, out, suffix) for number, row in enumerate(rows, start=2)]
+    sources = {source.resolve() for pair in pairs for source in pair.sources}
+    taken: set[str] = set()
+    for pair in pairs:
+        if pair.name in taken:
+            raise InputError(f"{name} has two rows that write {images.quoted(pair.output)}: give each an `output`.")
+        for output in (pair.output, pair.volume_output):
+            if output.resolve() in sources:
+                raise InputError(f"{name} would write {images.quoted(output)} over a source.")
+        taken.add(pair.name)
+    return pairs
+
+
+def _from_row(row: dict[str, Any], number: int, sensors: list[str], path: Path, out: Path, suffix: str) -> _Pair:
+    files = [row[column] or "" for column in sensors]
+    name = row.get("output") or _stem(Path(files[0]).name) or f"row {number}"
+    stem, volume_suffix = _stem(name), _volume_suffix(suffix, Path(files[0]))
+    if stem != name:
+        suffix = volume_suffix = name[len(stem) :]
+    pair = _Pair(stem, [path.parent / file for file in files], out / f"{stem}{suffix}", out / f"{stem}{volume_suffix}")
+    if not all(files) or None in row:
+        return replace(pair, error=f"Row {number} of {images.quoted(path)} needs {len(sensors)} sources.")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        return replace(pair, error=f"Row {number} of {images.quoted(path)} has an output outside the output folder.")
+    return pair
+
+
+def _stem(name: str) -> str:
+    """A name without the extension of an image."""
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def _volume_suffix(suffix: str, source: Path) -> str:
+    """Of the file for a volume: that of its source if the format is one of images."""
+    return suffix if images.is_medical(f"x{suffix}") else source.name[len(_stem(source.name)) :]
+
+
+def _make(folder: Path) -> None:
+    """The folder, rid of what a run left that was killed while it wrote."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(".ddfm-*.part"):
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot use the folder {images.quoted(folder)}: {(error.strerror or str(error)).lower()}."
+        ) from error

@@ -1,0 +1,129 @@
+"""How to fuse: one frozen dataclass that Python, command line, batch, bench, manifest, server and cluster all speak."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ddfm.errors import InputError
+
+Sampler = Literal["ddim", "ddpm", "dpm++"]
+Contrast = Literal["natural", "strong", "minmax"]
+Colour = Literal["auto", "grey", "first", "second"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Tile = int | Literal["auto"] | None
+LikelihoodName = Literal["salient", "paper", "released"]
+OVERLAP = 32  # pixels that neighbouring tiles share
+
+
+@dataclass(frozen=True)
+class FusionSettings:
+    """Everything about a fusion but its sources, its prior and its device.
+
+    Attributes:
+        likelihood: "salient" (ours), "paper" (Algorithm 1 as printed) or "released" (the released code to the letter).
+        sampler: "ddim" (deterministic, eta 0), "ddpm" (ancestral, the paper's), "dpm++" (second order); None for the
+            pipeline's own scheduler.
+        num_inference_steps: Reverse steps, each one evaluation of the network; None for the likelihood's own.
+        strength: Share of the noise schedule that the steps span, in (0, 1]: 1 starts from pure noise, less from the
+            likelihood's initial estimate with noise added. None for the likelihood's own.
+        num_samples: Samples of the posterior to draw; their mean is the result.
+        seed: Of the noise, 0 or more.
+        precision: Of the network's arithmetic: "auto" is bfloat16 where the hardware multiplies in it and float32
+            elsewhere; "float32" is the same on every machine up to rounding.
+        contrast: "natural", "strong" (more local contrast), or "minmax" (each fused luma stretched to [0, 1], as the
+            released code does on saving).
+        colour: Whose chroma the result gets: of all coloured sources, none, or that of one source.
+        tile: Pixels a side of the tiles in which a large image passes the network; None for never; "auto" decides by
+            the free memory.
+        tile_overlap: Pixels that neighbouring tiles share.
+        roles: What each source is, "thermal" or "visible", in their order; None where they are all alike.
+    """
+
+    likelihood: LikelihoodName = "salient"
+    sampler: Sampler | None = None
+    num_inference_steps: int | None = None
+    strength: float | None = None
+    num_samples: int = 1
+    seed: int = 0
+    precision: Precision = "auto"
+    contrast: Contrast = "natural"
+    colour: Colour = "auto"
+    tile: Tile = "auto"
+    tile_overlap: int = OVERLAP
+    roles: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise InputError, one sentence, for a value that no run could use."""
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and name == "sampler"):
+                raise InputError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")
+        for name, least in (("num_inference_steps", 1), ("num_samples", 1), ("seed", 0), ("tile_overlap", 0)):
+            value = getattr(self, name)
+            if value is None and name == "num_inference_steps":
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+                raise InputError(f"{name} is a whole number, {least} or more, not {value!r}.")
+            if value >= 2**63:
+                raise InputError(f"{name} is a whole number below 2^63, not {value!r}.")
+            object.__setattr__(self, name, int(value))
+        if self.tile is not None and self.tile != "auto":
+            if isinstance(self.tile, (bool, str)) or not hasattr(self.tile, "__index__") or not 1 <= self.tile < 2**31:
+                raise InputError(f"tile is a number of pixels, 'auto' or None, not {self.tile!r}.")
+            object.__setattr__(self, "tile", int(self.tile))
+        if self.strength is not None and not (
+            isinstance(self.strength, (int, float)) and math.isfinite(self.strength) and 0 < self.strength <= 1
+        ):
+            raise InputError(f"strength is above 0 and at most 1, not {self.strength!r}.")
+        if self.roles is not None:
+            object.__setattr__(self, "roles", tuple(self.roles))
+            if unknown := [role for role in self.roles if role not in ("thermal", "visible")]:
+                raise InputError(f"roles are thermal or visible, not {unknown[0]!r}.")
+
+    @classmethod
+    def from_strings(cls, fields: Mapping[str, str]) -> FusionSettings:
+        """Settings from text, as a form or a table has it: {"tile": "256", "strength": "0.5"}; "" is the default.
+
+        Raises:
+            InputError: a name that is no setting, or text that is no value of it.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise InputError(f"{unknown[0]!r} is no setting; the settings are {', '.join(sorted(known))}.")
+        return cls(**{name: _parsed(name, text) for name, text in fields.items() if text != ""})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, by name."""
+        return dataclasses.asdict(self)
+
+
+_TYPES = typing.get_type_hints(FusionSettings)
+CHOICES: dict[str, tuple[str, ...]] = {
+    "likelihood": typing.get_args(LikelihoodName),
+    "sampler": typing.get_args(Sampler),
+    "precision": typing.get_args(Precision),
+    "contrast": typing.get_args(Contrast),
+    "colour": typing.get_args(Colour),
+}
+
+
+def _parsed(name: str, text: str) -> Any:
+    if name == "roles":
+        return tuple(text.replace(",", " ").split())
+    kinds = typing.get_args(_TYPES[name]) if isinstance(_TYPES[name], types.UnionType) else (_TYPES[name],)
+    if text.lower() == "none" and type(None) in kinds:
+        return None
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                if name != "tile":
+                    raise InputError(f"{name} is a number, not {text!r}.") from None
+    return text

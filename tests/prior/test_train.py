@@ -1,0 +1,393 @@
+"""Training: that it learns, that it can be stopped anywhere and go on exactly, and what it leaves behind."""
+
+import csv
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import made_picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddfm.errors import InputError
+from ddfm.prior.load import load_prior, noise_over_signal
+from ddfm.prior.train import (
+    HELD_OUT,
+    Batches,
+    Recipe,
+    blockiness,
+    denoising_psnr,
+    learning_rate,
+    new_scheduler,
+    new_unet,
+    noise_steps,
+    random_crops,
+    scales,
+    split,
+    subject,
+    train,
+)
+
+TINY = Recipe(channels=(8, 16), steps=6, batch=4, crop=16, lr=1e-2, decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two folders of a few made images."""
+    root = tmp_path_factory.mktemp("data")
+    for folder in ("natural", "thermal"):
+        (root / folder).mkdir()
+        for k in range(8):
+            cv2.imwrite(str(root / folder / f"{k:03d}.png"), made_picture(32, 40, seed=k + len(folder)))
+    return root
+
+
+def checkpoint_of(run):
+    return torch.load(run / "checkpoint.pt", weights_only=True)
+
+
+def trained(data, run, recipe=TINY, **options):
+    """The last checkpoint of a run, and the lines it reported."""
+    lines = []
+    train(data, run, recipe, report=lines.append, **options)
+    return checkpoint_of(run), lines
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of one whole run of `TINY`, for reading only."""
+    run = tmp_path_factory.mktemp("whole")
+    trained(data, run)
+    return run
+
+
+def refused(data, run, recipe=TINY):
+    with pytest.raises(InputError) as caught:
+        train(data, run, recipe)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rows(run):
+    with (run / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same(one, other):
+    """Whether two checkpoints are equal in everything that goes on, and in the last bit."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def assert_same_run(one, other):
+    for key in ("unet", "ema", "optimiser", "step"):
+        assert same(one[key], other[key]), key
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+def test_the_loss_goes_down(data, tmp_path):
+    recipe = replace(TINY, decay=0.0)
+    for steps in (10, 50):
+        trained(data, tmp_path, replace(recipe, steps=steps))
+    first, later = (float(row["loss"]) for row in rows(tmp_path))
+    assert later < 0.85 * first
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 5], ids=["before the decay", "within the decay"])
+def test_an_interrupted_run_goes_on_exactly(data, whole, tmp_path, at):
+    def interrupt(line):
+        if line.startswith(f"step {at} "):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(data, tmp_path, TINY, checkpoint_minutes=0, report=interrupt)
+    torch.rand(7), np.random.rand(7)  # another process would have another random state
+    parts, _ = trained(data, tmp_path)
+    assert_same_run(parts, checkpoint_of(whole))
+
+
+def test_a_flat_run_is_prolonged_exactly(data, tmp_path):
+    flat = replace(TINY, decay=0.0)
+    in_one_go, _ = trained(data, tmp_path / "in one go", replace(flat, steps=8))
+    for steps in (4, 8):
+        in_two, _ = trained(data, tmp_path / "in two", replace(flat, steps=steps))
+    assert_same_run(in_two, in_one_go)
+
+
+def test_flat_checkpoint_prolongs_a_run_that_had_already_decayed(data, whole, tmp_path):
+    longer = replace(TINY, steps=10)
+    in_one_go, _ = trained(data, tmp_path / "in one go", longer)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/checkpoint.pt").write_bytes((whole / "flat.pt").read_bytes())
+    parts, _ = trained(data, tmp_path / "parts", longer)
+    assert_same_run(parts, in_one_go)
+
+
+def test_the_same_recipe_gives_the_same_weights(data, whole, tmp_path):
+    assert_same_run(trained(data, tmp_path)[0], checkpoint_of(whole))
+
+
+def test_another_seed_gives_other_weights(data, whole, tmp_path):
+    other, _ = trained(data, tmp_path, replace(TINY, seed=1))
+    assert not same(other["unet"], checkpoint_of(whole)["unet"])
+
+
+def test_a_finished_run_is_left_as_it_is(data, whole):
+    once = checkpoint_of(whole)
+    twice, lines = trained(data, whole)
+    assert same(once, twice)
+    assert lines == [] and len(rows(whole)) == 1
+
+
+@pytest.mark.parametrize("change", [{"channels": (8, 8)}, {"lr": 1e-3}, {"batch": 2}, {"decay": 0.1}, {"seed": 1}])
+def test_resuming_with_another_recipe_is_refused(data, whole, change):
+    before = (whole / "checkpoint.pt").read_bytes()
+    assert "recipe" in refused(data, whole, replace(TINY, **change))
+    assert (whole / "checkpoint.pt").read_bytes() == before
+
+
+def test_log_has_a_row_a_checkpoint_with_every_folder_measured(data, tmp_path):
+    _, lines = trained(data, tmp_path, replace(TINY, steps=3), checkpoint_minutes=0)
+    log = rows(tmp_path)
+    assert [row["step"] for row in log] == ["1", "2", "3"] and len(lines) == 3
+    assert {f"{folder} {sigma}" for folder in ("natural", "thermal") for sigma in (15, 25, 50)} <= log[0].keys()
+
+
+def test_log_is_drawn(whole):
+    picture = cv2.imread(str(whole / "log.png"))
+    assert picture.shape[1] > picture.shape[0] > 100 and picture.std() > 5
+
+
+def test_exported_prior_is_the_average_in_half_precision(whole):
+    checkpoint, prior = checkpoint_of(whole), load_prior(whole / "prior")
+    weights = prior.unet.state_dict()
+    assert weights.keys() == checkpoint["ema"].keys()
+    assert all(torch.equal(weights[key], value.half().float()) for key, value in checkpoint["ema"].items())
+    assert torch.equal(prior.scheduler.alphas_cumprod, new_scheduler().alphas_cumprod)
+
+
+def test_average_lags_behind_the_weights_and_is_not_their_start(whole):
+    checkpoint = checkpoint_of(whole)
+    torch.manual_seed(TINY.seed)
+    start = new_unet(TINY).state_dict()
+    for other in (checkpoint["unet"], start):
+        assert not same(checkpoint["ema"], other)
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    assert "absent" in refused(tmp_path / "absent", tmp_path / "run")
+
+
+def test_an_empty_folder_is_refused_and_nothing_written(tmp_path):
+    (tmp_path / "data/natural").mkdir(parents=True)
+    refused(tmp_path / "data", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_smaller_than_a_crop_are_refused(data, tmp_path):
+    assert "64" in refused(data, tmp_path / "run", replace(TINY, crop=64))
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path):
+    (tmp_path / "data/natural").mkdir(parents=True)
+    (tmp_path / "data/natural/broken.png").write_bytes(b"no image")
+    assert "broken.png" in refused(tmp_path / "data", tmp_path / "run")
+
+
+def test_a_run_starts_from_a_prior(data, whole, tmp_path):
+    unmoved = replace(TINY, steps=1, lr=0.0)
+    checkpoint, _ = trained(data, tmp_path, unmoved, initial=whole / "prior")
+    start = load_prior(whole / "prior").unet.state_dict()
+    assert all(torch.allclose(checkpoint["unet"][key], value) for key, value in start.items())
+
+
+@pytest.mark.parametrize("change", [{"channels": (8, 24)}, {"prediction_type": "v_prediction"}])
+def test_a_prior_of_another_recipe_is_refused(data, whole, tmp_path, change):
+    with pytest.raises(InputError, match=r"architecture|predicts"):
+        train(data, tmp_path, replace(TINY, **change), initial=whole / "prior")
+
+
+def test_a_broken_checkpoint_is_refused_in_one_sentence(data, whole, tmp_path):
+    for content in (b"", b"no archive", (whole / "checkpoint.pt").read_bytes()[:5000]):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        assert "checkpoint.pt" in refused(data, tmp_path)
+        assert (tmp_path / "checkpoint.pt").read_bytes() == content
+
+
+# -------------------------------------------------------------------------------------------------------- held out
+
+
+def empty_files(folder, names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_held_out_share_is_two_fifteenths(tmp_path):
+    trained_on, held = split(empty_files(tmp_path / "a", [f"{k:05d}.jpg" for k in range(300)]))
+    assert len(held) == round(300 * HELD_OUT) == 40
+    assert len(trained_on) == 260 and not set(trained_on) & set(held)
+
+
+def test_split_does_not_depend_on_place_or_order(tmp_path):
+    names = [f"{k:05d}.png" for k in range(60)]
+    here, there = (empty_files(tmp_path / str(k), order) for k, order in enumerate((names, names[::-1])))
+    assert [[p.name for p in part] for part in split(here)] == [[p.name for p in part] for part in split(there)]
+
+
+def test_no_patient_is_on_both_sides(tmp_path):
+    names = [
+        f"{kind}_{patient}{k:03d}_{kind}.png" for kind in ("MRI", "CT") for patient in (4, 21, 305) for k in range(10)
+    ]
+    trained_on, held = split(empty_files(tmp_path / "medical", names))
+    assert len(held) == 8 and trained_on
+    assert not {subject(p) for p in trained_on} & {subject(p) for p in held}
+
+
+def test_visible_and_infrared_of_one_scene_are_one_subject(tmp_path):
+    assert subject(tmp_path / "FLIR_00018_visible.png") == subject(tmp_path / "FLIR_00018_ir.png")
+    assert (
+        subject(tmp_path / "MRI_4012_a.png")
+        == subject(tmp_path / "PET_4099_b.png")
+        != subject(tmp_path / "MRI_5012_a.png")
+    )
+
+
+def test_other_files_are_not_pictures(tmp_path):
+    trained_on, held = split(empty_files(tmp_path / "a", ["1.png", "2.JPG", "README.md", "3.npy"]))
+    assert sorted(p.name for p in trained_on + held) == ["1.png", "2.JPG"]
+
+
+# ---------------------------------------------------------------------------------------------------- its parts
+
+
+def test_learning_rate_warms_up_stays_and_falls_to_zero():
+    recipe = Recipe(steps=1000, lr=1e-3, decay=0.3)
+    rates = np.array([learning_rate(step, recipe) for step in range(1001)])
+    assert rates[0] == pytest.approx(1e-3 / 200)
+    assert (np.diff(rates[:200]) > 0).all() and (np.diff(rates[701:]) < 0).all()
+    assert (rates[199:701] == 1e-3).all()
+    assert rates[1000] == pytest.approx(0, abs=1e-12)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0, 1))
+def test_learning_rate_before_the_decay_does_not_depend_on_the_length(steps, more, decay):
+    short, long = (Recipe(steps=n, decay=decay) for n in (steps, steps + more))
+    for step in {0, int(steps * (1 - decay)) // 2, int(steps * (1 - decay))}:
+        assert learning_rate(step, short) == learning_rate(step, long)
+
+
+@given(st.integers(1, 3000), st.floats(0, 1), st.data())
+def test_learning_rate_is_never_negative_nor_above_the_warm_up(steps, decay, data):
+    step = data.draw(st.integers(0, steps - 1))
+    assert 0 <= learning_rate(step, Recipe(steps=steps, decay=decay)) <= Recipe().lr * min(1, (step + 1) / 200)
+
+
+def test_crops_are_pictures_in_range_and_differ():
+    rng = np.random.default_rng(0)
+    pictures = [made_picture(40, 50), made_picture(16, 16, "random")]
+    crops = random_crops(pictures, np.array([0.7, 0.3]), replace(TINY, batch=8), rng)
+    assert crops.shape == (8, 1, 16, 16) and crops.dtype == torch.float32
+    assert crops.min() >= -1 and crops.max() <= 1
+    assert len({crop.numpy().tobytes() for crop in crops}) == 8
+
+
+def test_crops_do_not_show_the_levels_of_eight_bits():
+    """A flat image has one level; in crops its values spread over that level evenly."""
+    flat = [np.full((16, 16), 100, np.uint8)]
+    crops = random_crops(flat, np.ones(1), replace(TINY, batch=64), np.random.default_rng(0))
+    plain = min(
+        ((c + 1) / 2 * 256 for c in crops), key=lambda c: (c.mean() - 100.5).abs()
+    )  # neither gamma nor inverted
+    assert plain.min() >= 100 and plain.max() <= 101
+    assert plain.std().item() == pytest.approx(12**-0.5, rel=0.1)
+
+
+def test_scales_leave_out_what_is_smaller_than_a_crop():
+    assert [s.shape for s in scales(made_picture(40, 60), crop=28)] == [(40, 60), (28, 42)]
+
+
+def jpeg(grey, quality):
+    return cv2.imdecode(cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+
+
+def test_a_picture_with_the_blocks_of_jpeg_is_used_only_shrunk():
+    ramp = np.linspace(30, 200, 128)
+    noisy = ramp[:, None] / 2 + ramp[None] / 2 + np.random.default_rng(0).normal(0, 6, (128, 128))
+    clean = cv2.GaussianBlur(noisy, (0, 0), 1.5).astype(np.uint8)
+    blocks = jpeg(clean, 10)
+    assert blockiness(clean) < 1.1 < 1.5 < blockiness(blocks)
+    assert [s.shape for s in scales(clean, crop=16)] == [(128, 128), (90, 90), (64, 64)]
+    assert [s.shape for s in scales(blocks, crop=16)] == [(90, 90), (64, 64)]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (9, 9), (8, 300), (17, 23)])
+def test_blockiness_of_any_size_is_finite_and_that_of_flat_pictures_is_low(shape):
+    assert np.isfinite(blockiness(np.random.default_rng(0).integers(0, 255, shape, np.uint8)))
+    assert blockiness(np.full(shape, 7, np.uint8)) < 1.1
+
+
+def test_batches_depend_on_the_seed_and_the_step_alone():
+    pictures = [made_picture(40, 50)]
+    one, other = (Batches(pictures, replace(TINY, seed=seed)) for seed in (0, 1))
+    one[3]
+    assert torch.equal(one[5], Batches(pictures, TINY)[5])
+    assert not torch.equal(one[5], one[6]) and not torch.equal(one[5], other[5])
+
+
+def test_most_noise_levels_lie_where_pictures_are_denoised_and_some_everywhere():
+    ratio = noise_over_signal(new_scheduler())
+    t = noise_steps(40_000, ratio, torch.Generator().manual_seed(0))
+    assert t.min() >= 0 and t.max() <= 999
+    uniform, rest = t[::4], torch.cat([t[k::4] for k in (1, 2, 3)])
+    assert uniform.double().mean().item() == pytest.approx(499.5, abs=10)
+    log_sigma = ratio[rest].log()
+    assert log_sigma.median().item() == pytest.approx(-1.2, abs=0.05)
+    low, high = torch.tensor([-2.4, 0.0])  # one deviation to either side
+    assert ((log_sigma > low) & (log_sigma < high)).double().mean().item() == pytest.approx(0.683, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_both_kinds_of_prediction_learn_and_export_what_they_are(data, tmp_path, kind):
+    recipe = replace(TINY, prediction_type=kind, steps=60, decay=0.0)
+    trained(data, tmp_path, recipe)
+    prior = load_prior(tmp_path / "prior")
+    assert prior.scheduler.config["prediction_type"] == kind
+    pictures = [made_picture(32, 40, seed=50)]
+    torch.manual_seed(0)
+    psnr = [denoising_psnr(unet.eval(), prior.scheduler, pictures, 50) for unet in (new_unet(recipe), prior.unet)]
+    assert psnr[1] > psnr[0] + 0.5
+
+
+def test_psnr_is_measured_at_the_right_noise():
+    class Guess(torch.nn.Module):
+        """Predicts no noise: what is left is the noise itself, sigma of 255."""
+
+        dtype, config = torch.float32, {"in_channels": 1, "block_out_channels": (1,)}
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x, t):
+            return type("Out", (), {"sample": torch.zeros_like(x)})
+
+    grey = [np.full((160, 160), 128, np.uint8)]
+    for sigma in (15, 25, 50):
+        expected = 20 * np.log10(255 / sigma)
+        assert denoising_psnr(Guess(), new_scheduler(), grey, sigma) == pytest.approx(expected, abs=0.2)
