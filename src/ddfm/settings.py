@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def _parsed(name: str, text: str) -> Any:
     if name == "roles":
         return tuple(text.replace(",", " ").split())
-    kinds = typing.get_args(_TYPES[name]) if isinstance(_TYPES[name], types.UnionType) else (_TYPES[name],)
+    kinds = typing.get_args(_TYPES[name]) or (_TYPES[name],)
     if text.lower() == "none" and type(None) in kinds:
         return None
     for kind in (int, float):

@@ -56,6 +56,6 @@ def check_likelihood(likelihood: Any) -> None:
     for member in ("start", "initial_estimate", "rectify", "steps", "strength"):
         if not hasattr(likelihood, member):
             raise InputError(
-                f"The likelihood {type(likelihood).__name__} has no `{member}`; see ddfm.likelihoods.Likelihood for what "
-                "it must have."
+                f"The likelihood {type(likelihood).__name__} has no `{member}`; see ddfm.likelihoods.Likelihood for "
+                "what it must have."
             )
