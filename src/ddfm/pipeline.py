@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -22,7 +21,7 @@ from ddfm.colour import Mode, fused_colour, luma, prior_join, prior_split
 from ddfm.errors import InputError
 from ddfm.io.images import as_pixels
 from ddfm.likelihoods import LIKELIHOODS, Likelihood
-from ddfm.prior.load import Tile, auto_tile, best_device, denoise, image_channels, load_prior, noise_over_signal
+from ddfm.prior.load import Tile, Unet, auto_tile, best_device, denoise, image_channels, load_prior, noise_over_signal
 from ddfm.prior.tiling import OVERLAP
 
 Sampler = Literal["ddim", "ddpm", "dpm++"]
@@ -54,11 +53,11 @@ class DDFMPipeline(DiffusionPipeline):
     """DDFM: a sample of p(f | sources) ~ p(f) p(sources | f) with an unconditional diffusion model as p(f).
 
     Args:
-        unet: The prior's network, `UNet2DModel` of 1 (luma) or 3 (RGB) channels.
+        unet: The prior's network, `UNet2DModel` or `ResidualUNet` of 1 (luma) or 3 (RGB) channels.
         scheduler: The schedule it was trained on and what it predicts.
     """
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDPMScheduler) -> None:
+    def __init__(self, unet: Unet, scheduler: DDPMScheduler) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psutil
 import torch
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ddfm.errors import InputError
 from ddfm.prior.tiling import OVERLAP, blend, mirror
-from ddfm.prior.unet import UnshuffleUNet2DModel
+from ddfm.prior.unet import ResidualUNet, UnshuffleUNet2DModel
 
 Tile = int | Literal["auto"] | None
+Unet = UNet2DModel | ResidualUNet
 
 EMBEDDED = Path(__file__).parent / "weights"
 SMALL = 2**31  # bytes: an image that the network takes in less is never tiled, whatever the machine is busy with
@@ -29,7 +30,7 @@ PLANES = 24  # the network's memory a pixel, in planes of its first level: 15 to
 class Prior:
     """An unconditional diffusion model: the network and the schedule it was trained on."""
 
-    unet: UNet2DModel
+    unet: Unet
     scheduler: DDPMScheduler
     source: str
 
@@ -92,13 +93,14 @@ def load_prior(
     return Prior(unet, scheduler, name)
 
 
-def _from_folder(folder: Path, name: str) -> tuple[UNet2DModel, DDPMScheduler]:
+def _from_folder(folder: Path, name: str) -> tuple[Unet, DDPMScheduler]:
     """A diffusers folder: unet/ and scheduler/ beside each other, or both in one place as in old DDPM repositories."""
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
     try:
         config = json.loads((unet_folder / "config.json").read_text(encoding="utf-8"))
-        unet_class = {"UNet2DModel": UNet2DModel, "UnshuffleUNet2DModel": UnshuffleUNet2DModel}[config["_class_name"]]
+        classes: dict[str, Any] = {kind.__name__: kind for kind in (UNet2DModel, UnshuffleUNet2DModel, ResidualUNet)}
+        unet_class = classes[config["_class_name"]]
         unet, keys = unet_class.from_pretrained(
             unet_folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
@@ -107,6 +109,8 @@ def _from_folder(folder: Path, name: str) -> tuple[UNet2DModel, DDPMScheduler]:
         scheduler = DDPMScheduler.from_pretrained(scheduler_folder)
         if scheduler.config["prediction_type"] not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(f"prediction_type {scheduler.config['prediction_type']} is not known")
+        if isinstance(unet, ResidualUNet) and not _agree(unet.schedule, scheduler):
+            raise ValueError("the schedule of the network's config.json is not that of scheduler_config.json")
     except Exception as error:  # diffusers raises many kinds; the user needs one sentence
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -114,6 +118,11 @@ def _from_folder(folder: Path, name: str) -> tuple[UNet2DModel, DDPMScheduler]:
             f"and a scheduler_config.json ({type(error).__name__}: {reason})"
         ) from error
     return unet, scheduler
+
+
+def _agree(one: DDPMScheduler, other: DDPMScheduler) -> bool:
+    """The same prediction type and the same noise at each time step."""
+    return one.config["prediction_type"] == other.config["prediction_type"] and torch.equal(one.betas, other.betas)
 
 
 def _snapshot(name: str) -> Path:
@@ -130,13 +139,13 @@ def _snapshot(name: str) -> Path:
         ) from error
 
 
-def image_channels(unet: UNet2DModel) -> int:
+def image_channels(unet: Unet) -> int:
     """Channels of the images the network was trained on, 1 (luma) or 3 (RGB).
 
     Raises:
         InputError: a class-conditional network, or one of latents.
     """
-    channels = unet.config["in_channels"] // getattr(unet, "unshuffle", 1) ** 2
+    channels = int(getattr(unet, "image_channels", unet.config["in_channels"]))
     if unet.config.get("num_class_embeds") or unet.config.get("class_embed_type"):
         raise InputError("the prior must be unconditional, this one asks for class labels")
     if channels not in (1, 3):
@@ -144,7 +153,7 @@ def image_channels(unet: UNet2DModel) -> int:
     return channels
 
 
-def size_multiple(unet: UNet2DModel) -> int:
+def size_multiple(unet: Unet) -> int:
     """Height and width that the network takes are multiples of this."""
     return getattr(unet, "unshuffle", 1) * 2 ** (len(unet.config["block_out_channels"]) - 1)
 
@@ -163,7 +172,7 @@ def reflect_pad(x: Tensor, multiple: int) -> Tensor:
     return x
 
 
-def bytes_per_pixel(unet: UNet2DModel) -> int:
+def bytes_per_pixel(unet: Unet) -> int:
     """About what an evaluation of the network takes for each pixel of an image, on the safe side."""
     return PLANES * unet.config["block_out_channels"][0] * unet.dtype.itemsize // getattr(unet, "unshuffle", 1) ** 2
 
@@ -182,7 +191,7 @@ def free_memory(device: torch.device) -> int:
     return min(free, max(limit - used, 0))
 
 
-def auto_tile(unet: UNet2DModel, height: int, width: int) -> int:
+def auto_tile(unet: Unet, height: int, width: int) -> int:
     """The tile of `tile="auto"`: the whole image if the network takes it in half of the free memory, else a tile.
 
     It does not depend on the size of the batch: images that do not fit together go through the network in turn. Ask
@@ -198,7 +207,7 @@ def auto_tile(unet: UNet2DModel, height: int, width: int) -> int:
     return next((tile for tile in TILES if tile**2 * cost <= room), TILES[-1])
 
 
-def tiles_together(unet: UNet2DModel, height: int, width: int) -> int:
+def tiles_together(unet: Unet, height: int, width: int) -> int:
     """Tiles of a size, or images that are one tile, to a call of the network; what it depends on does not change.
 
     On the CPU one: more are not faster there, and so no bit of an image depends on the others of its batch.
@@ -210,7 +219,7 @@ def tiles_together(unet: UNet2DModel, height: int, width: int) -> int:
 
 @torch.no_grad()
 def denoise(
-    unet: UNet2DModel,
+    unet: Unet,
     scheduler: DDPMScheduler,
     x_t: Tensor,
     t: int,
@@ -253,10 +262,12 @@ def denoise(
     return blend(whole, x_t, tile, overlap, size_multiple(unet), together, progress)
 
 
-def _denoise(unet: UNet2DModel, scheduler: DDPMScheduler, x_t: Tensor, t: int) -> Tensor:
+def _denoise(unet: Unet, scheduler: DDPMScheduler, x_t: Tensor, t: int) -> Tensor:
     """`denoise` in one evaluation of the network."""
     h, w = x_t.shape[-2:]
-    padded = reflect_pad(x_t, size_multiple(unet)).to(unet.dtype)
+    padded = reflect_pad(x_t, size_multiple(unet))
+    if not isinstance(unet, ResidualUNet):  # which takes float32 whatever its dtype
+        padded = padded.to(unet.dtype)
     out = unet(padded, t).sample[:, : x_t.shape[1], :h, :w].float()
     a = scheduler.alphas_cumprod[t].item()
     kind = scheduler.config["prediction_type"]
