@@ -37,6 +37,7 @@ import tifffile
 
 from ddfm.errors import InputError
 from ddfm.io.codecs import decode, decode_pil
+from ddfm.io.grid import Grid
 
 MAX_BYTES = 2**32
 PERCENTILES = (0.1, 99.9)  # of the robust normalisation: dead pixels fall outside, small hot targets inside
@@ -51,7 +52,8 @@ class Image:
     pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB; of a volume (S, H, W), S grey slices. bits: 8, 16 or 32
     (a float file or one in units of its own). low, high: the file's values that became 0 and 1: (0, 255),
     (0, 65535), (0, 1), or what normalisation chose. icc: the profile the pixels are in, None for sRGB or none
-    given. dpi: horizontal, vertical. header: the DICOM or NIfTI header that carries the geometry.
+    given. dpi: horizontal, vertical. header: the DICOM or NIfTI header. grid: where the pixels of such a file
+    lie in the patient. findings: a sentence for each thing that was assumed in reading.
     """
 
     pixels: np.ndarray
@@ -62,6 +64,8 @@ class Image:
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     header: Any = None
+    grid: Grid | None = None
+    findings: tuple[str, ...] = ()
 
     @property
     def is_volume(self) -> bool:
