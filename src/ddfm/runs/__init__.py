@@ -1,0 +1,1 @@
+"""One scene, and whole folders of them: read, fused, written."""
