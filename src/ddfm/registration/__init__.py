@@ -1,1 +1,6 @@
-"""registration"""
+"""One frame for all sources: where the pixels of one image lie in another, and bringing them there."""
+
+from ddfm.registration.estimate import register
+from ddfm.registration.transform import Registration, from_matrix, identity, resize
+
+__all__ = ["Registration", "from_matrix", "identity", "register", "resize"]
