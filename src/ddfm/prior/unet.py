@@ -113,7 +113,8 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
             x_0, the noise or v, as the configuration's prediction_type says, of the shape and dtype of `sample`.
         """
         x_t = sample.float()
-        t = torch.as_tensor(timestep, device=x_t.device).long().expand(len(x_t))
+        t = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
+        t = t.to(x_t.device).long().expand(x_t.shape[0])
         a = self.schedule.alphas_cumprod.to(x_t.device)[t].view(-1, 1, 1, 1)
         out = self.denoise(x_t / a.sqrt(), ((1 - a) / a).sqrt())
         if (kind := self.config["prediction_type"]) != "sample":
@@ -137,7 +138,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
     def _body(self, x: Tensor, noise: Tensor) -> Tensor:
         """F, in the dtype of the weights."""
         x = F.pixel_unshuffle(x.to(self.dtype), self.unshuffle)
-        x = torch.cat([x, noise.to(x.dtype).expand(len(x), 1, *x.shape[-2:])], dim=1)
+        x = torch.cat([x, noise.to(x.dtype).expand(x.shape[0], 1, *x.shape[-2:])], dim=1)
         x = self.head(x.contiguous(memory_format=torch.channels_last))
         skips = []
         for blocks, down in zip(self.down_blocks, self.downsamplers, strict=True):

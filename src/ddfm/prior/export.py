@@ -1,0 +1,101 @@
+"""A prior as files for others: an fp16 diffusers folder, or ONNX."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor, nn
+
+from ddfm.errors import InputError
+from ddfm.prior.load import Prior, Unet, image_channels, size_multiple
+from ddfm.prior.unet import ResidualUNet
+
+
+def save_prior(unet: Unet, scheduler: DDPMScheduler, folder: Path) -> Path:
+    """Write a diffusers folder (unet/ in float16, scheduler/) that `load_prior` reads.
+
+    Args:
+        unet: Its weights, of any dtype, are not changed.
+        scheduler: The schedule it was trained on.
+        folder: Made if it is not there; what it has under unet/ and scheduler/ is replaced.
+    """
+    _copy(unet, torch.float16).save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+def from_checkpoint(checkpoint: Path) -> tuple[ResidualUNet, DDPMScheduler]:
+    """The network of a training run, with the moving average of its weights, and its schedule.
+
+    Args:
+        checkpoint: The run's `checkpoint.pt`: "ema" (weights) and "network" (arguments of `ResidualUNet`; those of
+            the embedded prior where it is absent).
+
+    Raises:
+        InputError: no such file, or not a training run's.
+    """
+    try:
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        unet = ResidualUNet(**state.get("network", {}))
+        unet.load_state_dict(state["ema"])
+    except Exception as error:  # of many kinds: missing, cut off, no archive, carries code, another network's
+        raise InputError(
+            f"{checkpoint} is not the checkpoint.pt of a training run ({type(error).__name__}): "
+            "give the one in the folder that `ddfm prior train` wrote."
+        ) from error
+    scheduler = DDPMScheduler.from_config(unet.schedule.config, clip_sample=True)
+    return unet.eval().requires_grad_(False), scheduler
+
+
+def _copy(unet: Unet, dtype: torch.dtype) -> Any:
+    """The network on the CPU, in evaluation mode and the memory format that files are written from."""
+    other = copy.deepcopy(unet).eval()
+    nn.Module.to(other, "cpu", dtype)
+    return nn.Module.to(other, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+class _Bare(nn.Module):
+    """(sample, timestep) -> what the network predicts, as tensors only."""
+
+    def __init__(self, unet: Unet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        out: Tensor = self.unet(sample, timestep, return_dict=False)[0]
+        return out
+
+
+def export_onnx(prior: Prior, path: Path) -> Path:
+    """Write the prior's network as ONNX: inputs `sample` and `timestep`, output `out_sample`.
+
+    `sample` is x_t, float32 (B, C, H, W) with any B and with H and W multiples of `size_multiple(prior.unet)`;
+    `timestep` is t, int64 (B,); `out_sample` is what `prior.scheduler.config.prediction_type` says.
+
+    Raises:
+        InputError: the package onnx is missing, or the file cannot be written.
+    """
+    try:
+        import onnx  # noqa: F401  (torch's exporter needs it and would say so in a page of text)
+    except ImportError as error:
+        raise InputError("Export to ONNX needs the package onnx: pip install 'ddfm[onnx]'.") from error
+    side = 4 * size_multiple(prior.unet)
+    unet = _copy(prior.unet, torch.float32)
+    sample = torch.zeros(2, image_channels(unet), side, side + size_multiple(unet))
+    names = {0: "batch", 2: "height", 3: "width"}
+    try:
+        torch.onnx.export(
+            _Bare(unet),
+            (sample, torch.tensor([1, 500])),
+            str(path),
+            input_names=["sample", "timestep"],
+            output_names=["out_sample"],
+            dynamic_axes={"sample": names, "timestep": {0: "batch"}, "out_sample": names},
+            opset_version=17,
+            dynamo=False,
+        )
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return path
