@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler
 
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior.unet import UnshuffleUNet2DModel
+from ddfm.schedulers import shorthand
 
 torch.set_num_threads(1)  # the arrays are small: threads would only get in each other's way
 
@@ -63,7 +64,8 @@ def colour_pair(pair: list[np.ndarray]) -> list[np.ndarray]:
 @pytest.fixture(scope="session")
 def tiny_prior() -> DDFMPipeline:
     """A pipeline around a random luma network: right in shape and schedule, no judge of images."""
-    pipe = DDFMPipeline(tiny_unet(), DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon"))
+    schedule = DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon")
+    pipe = DDFMPipeline(tiny_unet(), shorthand(schedule.config, "ddim"))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -18,8 +18,8 @@ import ddfm.pipeline
 from ddfm.cli import main
 from ddfm.colour import luma
 from ddfm.io import images, medical
-from ddfm.prior.tiling import OVERLAP
-from ddfm.runs.batch import picture_generator
+from ddfm.runs.batch import image_generator
+from ddfm.settings import OVERLAP
 
 SIZE = (33, 46)
 
@@ -512,7 +512,7 @@ def test_batch_in_tiles_is_the_function(run_batch, sets, prior):
     common = {"likelihood": "paper", "num_inference_steps": 2}
     sources = [sets / name / "0 [x].png" for name in ("ir", "vis")]
     tiled, whole = (
-        pipe(sources, generator=picture_generator(0, "0 [x]"), tile=tile, tile_overlap=8, **common).images[0]
+        pipe(sources, generator=image_generator(0, "0 [x]"), tile=tile, tile_overlap=8, **common).images[0]
         for tile in (32, None)
     )
     fused = images.read(sets / "out" / "0 [x].png").pixels

@@ -14,7 +14,8 @@ import ddfm.pipeline
 from ddfm.colour import luma, make_room, split
 from ddfm.errors import InputError
 from ddfm.likelihoods import LIKELIHOODS, Paper
-from ddfm.pipeline import DDFMPipeline, FusionOutput, _step_scheduler, fuse
+from ddfm.pipeline import DDFMPipeline, FusionOutput, fuse
+from ddfm.schedulers import make_sampler, shorthand
 
 RUNS = np.load(DATA / "sampling_runs.npz")
 ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -84,7 +85,7 @@ class TakeVisible(Ignore):
 
 def step_times(sampler, steps, strength):
     trained = DDPMScheduler(beta_start=1e-4, beta_end=0.02)
-    return _step_scheduler(trained, sampler, steps, strength).timesteps.numpy()
+    return np.array(make_sampler(shorthand(trained.config, sampler), steps, strength)[1])
 
 
 def noise(*shape, seed=0):
@@ -136,7 +137,7 @@ def reverse_chain(x, sources, steps):
 @pytest.mark.parametrize("steps", [1, 2, 7, 40])
 def test_ddim_equals_the_textbook_written_in_numpy(pair, steps):
     start = noise(1, 1, *pair[0].shape)
-    out = known_pipe(bent)(pair, Halfway(), "ddim", num_inference_steps=steps, latents=start)
+    out = known_pipe(bent)(pair, likelihood=Halfway(), sampler="ddim", num_inference_steps=steps, latents=start)
     chain = reverse_chain(start.double().numpy(), pair, steps)
     x = None
     for _ in range(steps):
@@ -150,7 +151,9 @@ def test_ddim_equals_the_textbook_written_in_numpy(pair, steps):
 def test_ddpm_step_is_the_posterior_mean_and_variance(pair, steps):
     start = noise(1, 1, *pair[0].shape)
     generator, same = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
-    out = known_pipe(bent)(pair, Halfway(), "ddpm", num_inference_steps=steps, latents=start, generator=generator)
+    out = known_pipe(bent)(
+        pair, likelihood=Halfway(), sampler="ddpm", num_inference_steps=steps, latents=start, generator=generator
+    )
     chain = reverse_chain(start.double().numpy(), pair, steps)
     x = None
     for _ in range(steps):
@@ -166,7 +169,13 @@ def test_ddpm_step_is_the_posterior_mean_and_variance(pair, steps):
 def times_of(pipe, pair, sampler, **options):
     """The time steps that a run takes."""
     seen = []
-    pipe(pair, "paper", sampler, callback_on_step_end=lambda pipe, i, t, tensors: seen.append((i, t)), **options)
+    pipe(
+        pair,
+        likelihood="paper",
+        sampler=sampler,
+        callback_on_step_end=lambda pipe, i, t, tensors: seen.append((i, t)),
+        **options,
+    )
     assert [i for i, _ in seen] == list(range(len(seen)))
     return [t for _, t in seen]
 
@@ -203,7 +212,7 @@ def test_strength_below_one_starts_from_the_noised_guess(pair):
 
     latents = noise(1, 1, 32, 44)
     sources = [picture[:32, :44] for picture in pair]  # a size that needs no padding
-    known_pipe(looking)(sources, Halfway(), num_inference_steps=3, strength=0.4, latents=latents)
+    known_pipe(looking)(sources, likelihood=Halfway(), num_inference_steps=3, strength=0.4, latents=latents)
     assert [t for t, _ in seen] == [400, 200, 0]
     a = ALPHAS_CUMPROD[400]
     guess = torch.tensor(sum(s / 127.5 - 1 for s in sources) / 2)
@@ -215,7 +224,7 @@ def test_steps_and_strength_are_the_likelihoods_unless_given(tiny_prior, pair):
         steps, strength = 3, 0.5
 
     times = []
-    tiny_prior(pair, Short(), callback_on_step_end=lambda pipe, i, t, tensors: times.append(t))
+    tiny_prior(pair, likelihood=Short(), callback_on_step_end=lambda pipe, i, t, tensors: times.append(t))
     assert times == [500, 250, 0]
 
 
@@ -232,7 +241,9 @@ def gaussian_map(sampler, steps):
     """(mean, standard deviation) of the samples of a deterministic sampler, which maps the noise linearly."""
     pictures = [made_picture(16, 16)] * 2
     latents = torch.linspace(-1.5, 1.5, 256).view(1, 1, 16, 16)
-    out = known_pipe(gaussian_noise_prediction)(pictures, Ignore(), sampler, num_inference_steps=steps, latents=latents)
+    out = known_pipe(gaussian_noise_prediction)(
+        pictures, likelihood=Ignore(), sampler=sampler, num_inference_steps=steps, latents=latents
+    )
     slope, offset = np.polyfit(latents.flatten().double().numpy(), out.samples.flatten().double().numpy(), 1)
     return offset, slope
 
@@ -247,8 +258,8 @@ def test_deterministic_samplers_draw_from_a_gaussian_prior(sampler, steps):
 def test_ddpm_draws_from_a_gaussian_prior():
     out = known_pipe(gaussian_noise_prediction)(
         [made_picture(96, 96)] * 2,
-        Ignore(),
-        "ddpm",
+        likelihood=Ignore(),
+        sampler="ddpm",
         num_inference_steps=400,
         generator=torch.Generator().manual_seed(1),
     )
@@ -259,7 +270,7 @@ def test_ddpm_draws_from_a_gaussian_prior():
 @pytest.mark.parametrize("likelihood", ["released", "paper"])
 def test_two_equal_sources_give_that_source_back(tiny_prior, likelihood):
     picture = made_picture(32, 32)
-    out = tiny_prior([picture, picture], likelihood, num_inference_steps=20, generator=torch.Generator())
+    out = tiny_prior([picture, picture], likelihood=likelihood, num_inference_steps=20, generator=torch.Generator())
     np.testing.assert_allclose(out.images[0], picture / 255, atol=0.02)
 
 
@@ -401,7 +412,7 @@ def test_minmax_stretches_every_picture_to_the_full_range(tiny_prior):
 
 def test_minmax_of_a_constant_picture_is_finite(tiny_prior):
     flat = np.full((16, 16), 90, np.uint8)
-    out = tiny_prior([flat, flat], TakeVisible(), num_inference_steps=2, contrast="minmax")
+    out = tiny_prior([flat, flat], likelihood=TakeVisible(), num_inference_steps=2, contrast="minmax")
     assert np.isfinite(out.images).all()
 
 
@@ -422,7 +433,7 @@ def test_several_samples_are_as_many_runs_with_one_generator(tiny_prior, pair, s
 @pytest.mark.parametrize("pipe", ["tiny_prior", "tiny_rgb_pipe"])
 def test_the_picture_is_the_mean_of_the_samples_and_std_their_spread(request, pair, pipe):
     out = request.getfixturevalue(pipe)(
-        pair, Ignore(), num_inference_steps=2, num_samples=4, generator=torch.Generator().manual_seed(0)
+        pair, likelihood=Ignore(), num_inference_steps=2, num_samples=4, generator=torch.Generator().manual_seed(0)
     )
     samples = out.samples[:, 0].numpy()
     if samples.shape[1] == 3:
@@ -479,6 +490,7 @@ def test_callback_sees_every_step_and_the_last_latents_are_the_sample(tiny_prior
         pair,
         num_inference_steps=4,
         callback_on_step_end=lambda pipe, i, t, tensors: seen.append((pipe, tensors)),
+        callback_on_step_end_tensor_inputs=["latents", "x0"],
     )
     assert len(seen) == 4 and all(pipe is tiny_prior for pipe, _ in seen)
     assert all(tensors["x0"].shape == out.samples.shape for _, tensors in seen)

@@ -10,13 +10,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ddfm.errors import InputError
+    from ddfm.likelihoods import Paper, Released, Salient
     from ddfm.pipeline import DDFMPipeline, FusionOutput, fuse
-    from ddfm.prior.load import load_prior
+    from ddfm.prior import Denoiser, load_prior
+    from ddfm.runs.scene import Scene
+    from ddfm.settings import FusionSettings
 
-__version__ = "0.1.0"
-__all__ = ["DDFMPipeline", "FusionOutput", "fuse", "load_prior"]
+__version__ = "0.2.0"
 
-_HOME = {"fuse": "pipeline", "DDFMPipeline": "pipeline", "FusionOutput": "pipeline", "load_prior": "prior"}
+_HOME = {
+    "DDFMPipeline": "pipeline",
+    "Denoiser": "prior",
+    "FusionOutput": "pipeline",
+    "FusionSettings": "settings",
+    "InputError": "errors",
+    "Paper": "likelihoods",
+    "Released": "likelihoods",
+    "Salient": "likelihoods",
+    "Scene": "runs.scene",
+    "fuse": "pipeline",
+    "load_prior": "prior",
+}
+__all__ = [
+    "DDFMPipeline",
+    "Denoiser",
+    "FusionOutput",
+    "FusionSettings",
+    "InputError",
+    "Paper",
+    "Released",
+    "Salient",
+    "Scene",
+    "fuse",
+    "load_prior",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """The command line. Thin: every option is a parameter of a function elsewhere."""
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ddfm import __version__
 from ddfm.errors import InputError
+from ddfm.options import INPUT, Depth, Device, Output, Prior, depth_from, with_settings
+from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:
     from ddfm.evaluation.evaluate import Evaluation
@@ -29,20 +32,10 @@ prior_app = typer.Typer(
 app.add_typer(prior_app, name="prior")
 out, err = Console(), Console(stderr=True)
 
-Prior = Annotated[str, typer.Option(help="embedded, openai-256, a .pt file, a diffusers folder or hub id.")]
-Likelihood = Annotated[str, typer.Option(help="salient (ours), paper (as printed) or released (the authors' code).")]
-Sampler = Annotated[str, typer.Option(help="ddim, ddpm (ancestral) or dpm++ (second order).")]
-Steps = Annotated[int | None, typer.Option(help="Reverse steps; the likelihood's own number if not given.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the noise; the same seed gives the same image.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; CUDA is taken where there is one.")]
-Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help="The network in bfloat16: faster where there is such.")]
-Contrast = Annotated[str, typer.Option(help="keep, or minmax to stretch the result to the full range.")]
-Colour = Annotated[str, typer.Option(help="Whose colour: auto, grey, first or second.")]
-Tile = Annotated[str, typer.Option(help="Large images in tiles: auto (by the free memory), none or pixels a side.")]
-Overlap = Annotated[int, typer.Option(min=0, help="Pixels that neighbouring tiles share.")]
-Depth = Annotated[str, typer.Option(help="Bits of the result: same (as the deepest source), 8 or 16.")]
-Align = Annotated[bool, typer.Option("--align", help="Estimate and undo an affine misalignment of the others.")]
-Normalise = Annotated[bool, typer.Option("--normalise", help="Stretch raw counts (14 bit thermal) robustly.")]
+Align = Annotated[
+    bool, typer.Option("--align", help="Estimate and undo a misalignment of the others.", rich_help_panel=INPUT)
+]
+Normalise = Annotated[bool, typer.Option(help="Stretch raw counts (14 bit thermal) robustly.", rich_help_panel=INPUT)]
 Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
 Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source images; once for each sensor.")]
 Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
@@ -102,115 +95,57 @@ def _progress() -> Progress:
     return Progress(*columns, console=err, transient=True, speed_estimate_period=600)
 
 
-def _pipeline(prior: str, device: str | None, bfloat16: bool = False) -> "DDFMPipeline":
+def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
     with err.status("loading the prior"):
-        import torch
-
         from ddfm.pipeline import DDFMPipeline
-        from ddfm.prior.load import best_device
 
-        pipe = DDFMPipeline.from_prior(
-            prior,
-            best_device(device),
-            torch.bfloat16 if bfloat16 else torch.float32,
-        )
+        pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _depth(depth: str) -> Any:
-    if depth not in ("same", "8", "16"):
-        raise InputError(f"--depth is same, 8 or 16, not {depth}.")
-    return depth if depth == "same" else int(depth)
-
-
-def _colour(colour: str) -> Any:
-    from ddfm.colour import Mode
-
-    if colour not in get_args(Mode):
-        raise InputError(f"--colour is auto, grey, first or second, not {colour}.")
-    return colour
-
-
-def _tile(tile: str) -> int | str | None:
-    if tile in ("auto", "none"):
-        return None if tile == "none" else tile
-    if not (tile.isascii() and tile.isdigit()):
-        raise InputError(f"--tile is auto, none or a number of pixels, not {tile}.")
-    return int(tile)
-
-
-def _run(pipe: "DDFMPipeline", scene: "Scene", seed: int, label: str, **options: Any) -> Any:
+def _run(pipe: "DDFMPipeline", scene: "Scene", settings: FusionSettings, label: str) -> Any:
     """One fusion with a progress bar, tile by tile, over evaluations of the network or slices; the result."""
     with _progress() as bar:
         task = bar.add_task(label, total=None)
-        return scene.fuse(pipe, seed, lambda done, total: bar.update(task, completed=done, total=total), **options)
+        return scene.fuse(pipe, settings, lambda done, total: bar.update(task, completed=done, total=total))
 
 
 @app.command()
+@with_settings
 def fuse(
     sources: Annotated[list[Path], typer.Argument(help="Registered images or volumes: INFRARED VISIBLE, MRI PET ...")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="The result: .png, .jpg, .bmp, .tif; of NIfTI or DICOM .nii.gz, .dcm."),
-    ],
+    output: Output,
+    settings: FusionSettings,
     prior: Prior = "embedded",
-    likelihood: Likelihood = "salient",
-    sampler: Sampler = "ddim",
-    steps: Steps = None,
-    seed: Seed = 0,
     device: Device = None,
-    bfloat16: Bfloat16 = False,
-    contrast: Contrast = "keep",
-    colour: Colour = "auto",
     depth: Depth = "same",
-    tile: Tile = "auto",
-    overlap: Overlap = 32,
     align: Align = False,
     normalise: Normalise = False,
 ) -> None:
     """Fuse registered images of one scene, or volumes slice by slice, into one."""
     from ddfm.runs.scene import Scene
 
-    bits, tiles = _depth(depth), _tile(tile)
+    bits = depth_from(depth)
     with err.status("reading the sources"):
         scene = Scene.read(sources, normalise, align)
-        scene.check_target(output, bits, _colour(colour))
+        scene.check_target(output, bits, settings.colour)
     for finding in scene.findings:
         err.print(_plain(finding), highlight=False, soft_wrap=True)
-    fused = _run(
-        _pipeline(prior, device, bfloat16),
-        scene,
-        seed,
-        "fusing",
-        likelihood=likelihood,
-        sampler=sampler,
-        num_inference_steps=steps,
-        contrast=contrast,
-        colour=colour,
-        tile=tiles,
-        tile_overlap=overlap,
-    )
+    fused = _run(_pipeline(prior, device), scene, settings, "fusing")
     scene.write(output, fused, bits)
     out.print(_plain(output), highlight=False, soft_wrap=True)
 
 
 @app.command()
+@with_settings
 def batch(
-    sources: Annotated[list[Path], typer.Argument(help="A folder for each sensor, or one CSV with a row a scene.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the results and their manifest.")],
+    sources: Annotated[list[Path], typer.Argument(help="A folder for each sensor, or a CSV with one row per scene.")],
+    output: Output,
+    settings: FusionSettings,
     prior: Prior = "embedded",
-    likelihood: Likelihood = "salient",
-    sampler: Sampler = "ddim",
-    steps: Steps = None,
-    seed: Seed = 0,
     device: Device = None,
-    bfloat16: Bfloat16 = False,
-    contrast: Contrast = "keep",
-    colour: Colour = "auto",
     depth: Depth = "same",
-    tile: Tile = "auto",
-    overlap: Overlap = 32,
     format: Annotated[str, typer.Option(help="png, tif, jpg or bmp; volumes keep theirs.")] = "png",
     batch_size: Annotated[int | None, typer.Option(help="Images of one size through the network together.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
@@ -220,7 +155,7 @@ def batch(
     """Fuse folders of registered images or volumes, matched by name; lists what could not be fused at the end."""
     from ddfm.runs.batch import batch as run_batch
 
-    bits, tiles = _depth(depth), _tile(tile)
+    bits = depth_from(depth)
     with _progress() as bar:
         task = bar.add_task("fusing", total=None)
         result = run_batch(
@@ -228,8 +163,7 @@ def batch(
             output,
             prior=prior,
             device=device,
-            bfloat16=bfloat16,
-            seed=seed,
+            settings=settings,
             resume=resume,
             batch_size=batch_size,
             depth=bits,
@@ -237,13 +171,6 @@ def batch(
             normalise=normalise,
             align=align,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-            likelihood=likelihood,
-            sampler=sampler,
-            num_inference_steps=steps,
-            contrast=contrast,
-            colour=_colour(colour),
-            tile=tiles,
-            tile_overlap=overlap,
         )
     out.print(
         f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed in "
@@ -262,7 +189,6 @@ def batch(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the images go.")] = Path("demo"),
-    seed: Seed = 0,
     device: Device = None,
 ) -> None:
     """Fuse a night street and a head phantom, fuse both pairs, and show the results side by side."""
@@ -279,7 +205,7 @@ def demo(
     for name, labels in (("night_street", ("infrared", "visible")), ("head_pet", ("MRI", "PET"))):
         scene = Scene.read(scenes[name])
         pair = [source.pixels for source in scene.sources]
-        fused = _run(pipe, scene, seed, name)
+        fused = _run(pipe, scene, FusionSettings(), name)
         images.write(folder / f"{name}_fused.png", fused)
         plain = fused_colour(average([luma(picture) for picture in pair]), pair)
         eight_bits = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in (*pair, plain, fused)]
@@ -346,20 +272,13 @@ def evaluate(
 
 
 @app.command()
+@with_settings
 def bench(
     sources: Sources,
-    likelihood: Annotated[list[str], typer.Option(help="salient, paper, released; may be given more than once.")] = [  # noqa: B006
-        "salient"
-    ],
+    settings: FusionSettings,
+    also: Annotated[list[str], typer.Option("--also", help="A further likelihood to measure beside.")] = [],  # noqa: B006
     prior: Prior = "embedded",
-    sampler: Sampler = "ddim",
-    steps: Steps = None,
-    seed: Seed = 0,
     device: Device = None,
-    bfloat16: Bfloat16 = False,
-    contrast: Contrast = "keep",
-    tile: Tile = "auto",
-    overlap: Overlap = 32,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused images here.")] = None,
     convention: Convention = "ddfm",
     metrics: Metrics = None,
@@ -370,32 +289,19 @@ def bench(
     html: Html = None,
 ) -> None:
     """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
-    import torch
-
     from ddfm.evaluation.evaluate import bench as run_bench
 
-    tiles = _tile(tile)
-    pipe = _pipeline(prior, device, bfloat16)
-    options: dict[str, Any] = {
-        "sampler": sampler,
-        "num_inference_steps": steps,
-        "contrast": contrast,
-        "tile": tiles,
-        "tile_overlap": overlap,
-    }
+    methods = [settings, *(dataclasses.replace(settings, likelihood=name) for name in also)]
+    pipe = _pipeline(prior, device)
 
-    def method(name: str) -> Any:
-        def fused(pictures: list[Any]) -> Any:
-            generator = torch.Generator().manual_seed(seed)
-            return pipe(pictures, likelihood=name, generator=generator, **options).images[0]
-
-        return fused
+    def method(chosen: FusionSettings) -> Any:
+        return lambda images: pipe(images, chosen).images[0]  # type: ignore[union-attr]
 
     with _progress() as bar:
         task = bar.add_task("fusing and measuring", total=None)
         evaluation = run_bench(
             sources,
-            {name: method(name) for name in likelihood},
+            {chosen.likelihood: method(chosen) for chosen in methods},
             output,
             convention,  # type: ignore[arg-type]  # checked there
             _names(metrics),
@@ -447,12 +353,12 @@ def prior_train(
     """Train the embedded prior, or go on with a run."""
     import torch
 
-    from ddfm.prior.load import best_device
+    from ddfm.prior import usable_device
     from ddfm.prior.train import Recipe, train
 
     if threads:
         torch.set_num_threads(threads)
-    prior = train(data, run, Recipe(steps=steps), initial=initial, device=best_device(device))
+    prior = train(data, run, Recipe(steps=steps), initial=initial, device=str(usable_device(device)))
     out.print(_plain(prior), highlight=False, soft_wrap=True)
 
 

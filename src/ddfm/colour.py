@@ -9,14 +9,14 @@ The released DDFM code (torch, [-1, 1]) takes the *studio-swing* luma of scikit-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ddfm.settings import Colour
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-Mode = Literal["auto", "grey", "first", "second"]
 
 _R, _G, _B = 0.299, 0.587, 0.114
 
@@ -87,13 +87,13 @@ def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
     return sum(w * c for w, c in zip(weights, chroma, strict=True)) / total
 
 
-def lends_colour(sources: Sequence[np.ndarray], mode: Mode = "auto") -> list[np.ndarray]:
+def lends_colour(sources: Sequence[np.ndarray], mode: Colour = "auto") -> list[np.ndarray]:
     """The sources, each (H, W) or (H, W, 3), whose chroma `fused_colour` takes; none for a grey result."""
     chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
     return [source for source in sources[chosen] if source.ndim == 3]
 
 
-def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Mode = "auto") -> np.ndarray:
+def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Colour = "auto") -> np.ndarray:
     """Give the fused luma, (H, W) in [0, 1], the colour of its sources, each (H, W) or (H, W, 3) in [0, 1].
 
     mode: "auto" takes the chroma of every coloured source (merged by saturation if several), "first" and

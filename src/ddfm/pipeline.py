@@ -1,34 +1,33 @@
 """Fusion by posterior sampling: the only sampling loop."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import diffusers
 import numpy as np
 import PIL.Image
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ddfm.colour import Mode, fused_colour, luma, prior_join, prior_split
+from ddfm.colour import fused_colour, luma, prior_join, prior_split
 from ddfm.errors import InputError
 from ddfm.io.images import as_pixels
-from ddfm.likelihoods import LIKELIHOODS, Likelihood
-from ddfm.prior.load import Tile, Unet, auto_tile, best_device, denoise, image_channels, load_prior, noise_over_signal
-from ddfm.prior.tiling import OVERLAP
+from ddfm.likelihoods import LIKELIHOODS, Likelihood, check_likelihood
+from ddfm.prior import Denoiser, Progress, auto_tile, load_prior
+from ddfm.schedulers import make_sampler, shorthand
+from ddfm.settings import FusionSettings, changed
 
-Sampler = Literal["ddim", "ddpm", "dpm++"]
-Contrast = Literal["keep", "minmax"]
 OutputType = Literal["np", "pil", "pt"]
-Progress = Callable[[float, int], None]  # (done, a fraction for what is under way; in all, which may grow)
 Callback = Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
+Generators = torch.Generator | list[torch.Generator] | None
 SMALLEST = 16  # pixels a side
 
 
@@ -53,13 +52,19 @@ class DDFMPipeline(DiffusionPipeline):
     """DDFM: a sample of p(f | sources) ~ p(f) p(sources | f) with an unconditional diffusion model as p(f).
 
     Args:
-        unet: The prior's network, `UNet2DModel` or `ResidualUNet` of 1 (luma) or 3 (RGB) channels.
-        scheduler: The schedule it was trained on and what it predicts.
+        unet: The prior's network of 1 (luma) or 3 (RGB) channels: `UNet2DModel`, `ResidualUNet` or one like them.
+        scheduler: The schedule it was trained on, what it predicts, and the sampler: swap in another with
+            `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`. Where `strength` is below 1 a scheduler
+            that takes no time steps from outside goes its own last ones.
     """
 
-    def __init__(self, unet: Unet, scheduler: DDPMScheduler) -> None:
+    model_cpu_offload_seq = "unet"  # type: ignore[assignment]
+    _callback_tensor_inputs = ("latents", "x0")
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self._interrupt = False
 
     @classmethod
     def from_prior(
@@ -68,160 +73,186 @@ class DDFMPipeline(DiffusionPipeline):
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "DDFMPipeline":
-        """A pipeline around `load_prior(source, device, dtype)`; see there for what they are and the errors."""
+        """A pipeline around `load_prior(source, device, dtype)`, sampling by DDIM; see there for errors."""
         prior = load_prior(source, device, dtype)
-        return cls(prior.unet, prior.scheduler)
+        return cls(prior.unet, shorthand(prior.scheduler.config, "ddim"))
 
-    def denoise(
-        self,
-        x_t: Tensor,
-        t: int,
-        tile: Tile = "auto",
-        tile_overlap: int = OVERLAP,
-        progress: Callable[[float], None] | None = None,
-    ) -> Tensor:
-        """The prior's x0 for (B, C, H, W) in [-1, 1] at integer time step t, any size; float32, not clipped.
-
-        `tile`, `tile_overlap`, `progress` as in `prior.denoise`; with "auto" in one piece where the memory allows it.
-        """
-        return denoise(self.unet, self.scheduler, x_t, int(t), tile, tile_overlap, progress)
+    def denoiser(self, **options: Any) -> Denoiser:
+        """The prior as a function, `x0 = pipe.denoiser(tile=256)(x_t, t)`; options as of `Denoiser`."""
+        return Denoiser(self.unet, self.scheduler, device=self._execution_device, **options)
 
     @property
     def num_timesteps(self) -> int:
         """Steps of the run in progress, for a callback that shows it."""
         return self._num_timesteps
 
-    def _noised(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
-        """A sample of q(f_t | f_0)."""
-        a = self.scheduler.alphas_cumprod[t].item()
-        return a**0.5 * x0 + (1 - a) ** 0.5 * noise
-
-    def _clean(self, denoise: Callable[[Tensor, int], Tensor], y: Tensor, sigma: float) -> Tensor:
-        """The prior as a denoiser: E[clean | y] for luma (B, 1, H, W) in [-1, 1] with white noise of std sigma."""
-        t = int((noise_over_signal(self.scheduler) - sigma).abs().argmin())
-        x = y.expand(-1, image_channels(self.unet), -1, -1)
-        return prior_split(denoise(self._noised(x, torch.zeros_like(x), t), t))[0]
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked the run to end, by `pipe._interrupt = True`; it ends after that step."""
+        return self._interrupt
 
     @torch.no_grad()
     def __call__(
         self,
         sources: Sequence[Any],
-        likelihood: str | Likelihood = "salient",
-        sampler: Sampler = "ddim",
-        num_inference_steps: int | None = None,
-        strength: float | None = None,
-        num_samples: int = 1,
+        settings: FusionSettings | None = None,
+        *,
         latents: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        contrast: Contrast = "keep",
-        colour: Mode = "auto",
+        generator: Generators = None,
         output_type: OutputType = "np",
-        tile: Tile = "auto",
-        tile_overlap: int = OVERLAP,
+        return_dict: bool = True,
         progress: Progress | None = None,
-        callback_on_step_end: Callback | None = None,
-    ) -> FusionOutput:
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        **changes: Any,
+    ) -> FusionOutput | tuple[Any, ...]:
         """Fuse registered images of one scene.
 
         Args:
             sources: One entry a sensor, [infrared, visible] or [MRI, PET]: an image, or a list of B images for a
                 batch. An image is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
                 a path; all of one size, 16 x 16 or more.
-            likelihood: "salient" (ours), "paper" (Algorithm 1 as printed), "released" (the released code to the
-                letter), or an object such as `Paper(eta=1.0)`.
-            sampler: "ddim" (deterministic, eta 0), "ddpm" (ancestral, the paper's), "dpm++" (second order).
-            num_inference_steps: Reverse steps, each one evaluation of the network; None for the likelihood's own.
-            strength: Share of the noise schedule that the steps span, in (0, 1]; 1 starts from pure noise, less from
-                the likelihood's first guess with noise added. None for the likelihood's own.
-            num_samples: Draw so many samples of the posterior and return their mean, and their spread as `std`.
+            settings: How to fuse; `changes` are fields of it, `pipe(sources, likelihood="paper", tile=256)`. Its seed
+                counts where neither `generator` nor `latents` is given.
             latents: The noise to start from, (B, C, H, W), of a single sample; drawn with `generator` if None.
             generator: For reproducible noise; a list of B makes each image independent of its batch.
-            contrast: "keep", or "minmax" to stretch each fused luma to [0, 1] as the released code does on saving.
-            colour: Whose chroma the result gets, see `colour.fused_colour`.
             output_type: "np", "pil" or "pt".
-            tile: Large images go through the network in overlapping tiles, blended before the likelihood sees them:
-                pixels a side, a multiple of the network's (16 for the embedded prior); None for never; "auto" decides
-                by the free memory, once, and never tiles a small image (2.7 megapixels with the embedded prior).
-            tile_overlap: Pixels that neighbouring tiles share.
+            return_dict: Whether to return a `FusionOutput`; else the tuple (images, samples, std).
             progress: Called with (evaluations of the network done, a fraction for the tiles of the one under way;
-                evaluations in all) after each call of the network; cleaning a noisy source adds one to the second.
-            callback_on_step_end: Called after each step as (pipeline, i, t, {"latents": f_t, "x0": x0}); may return
-                a dict with other "latents".
+                total, which may increase) after each call of the network; cleaning a noisy source adds one to it.
+            callback_on_step_end: Called after each step as (pipeline, i, t, tensors); may return a dict with other
+                "latents". A diffusers `PipelineCallback` works as well.
+            callback_on_step_end_tensor_inputs: Which tensors it gets: "latents" (f_t) and "x0" (rectified).
+            changes: Fields of `FusionSettings`.
 
         Raises:
-            InputError: a source that is no image, sizes that differ, an unknown name, a tile that does not fit.
+            InputError: a source that is no image, sizes that differ, an unknown name, a tile that does not fit, a
+                scheduler that cannot step from a given x0.
         """
-        for name, known, what in (
-            (contrast, Contrast, "contrast"),
-            (colour, Mode, "colour mode"),
-            (output_type, OutputType, "output type"),
-        ):
-            _named(name, dict.fromkeys(get_args(known)), what)
-        pictures = [_batch(source) for source in sources]
-        _check(pictures)
-        model = _named(likelihood, LIKELIHOODS, "likelihood") if isinstance(likelihood, str) else likelihood
-        steps = model.steps if num_inference_steps is None else num_inference_steps
-        strength = model.strength if strength is None else strength
-        size = pictures[0][0].shape[:2]
-        shape = (len(pictures[0]), image_channels(self.unet), *size)
-        if latents is not None and latents.shape != shape:
-            raise InputError(f"latents must have the shape {shape}, not {tuple(latents.shape)}")
-        if num_samples < 1 or (num_samples > 1 and latents is not None):
-            raise InputError(f"num_samples is 1 or more, and 1 where latents are given, not {num_samples}")
-        if tile == "auto":
-            tile = auto_tile(self.unet, *size)
-        schedulers = [_step_scheduler(self.scheduler, sampler, steps, strength) for _ in range(num_samples)]
-        work = _Work(progress, sum(len(scheduler.timesteps) for scheduler in schedulers))
+        # 1. What was asked for
+        settings = changed(settings, changes)
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        images = [_batch(source) for source in sources]
+        model, size = likelihood_of(settings), _check_sources(images)
+        steps = model.steps if settings.num_inference_steps is None else settings.num_inference_steps
+        strength = model.strength if settings.strength is None else settings.strength
+        scheduler = shorthand(self.scheduler.config, settings.sampler) if settings.sampler else self.scheduler
+        samplers = [make_sampler(scheduler, steps, strength) for _ in range(settings.num_samples)]
+        if generator is None:
+            generator = torch.Generator().manual_seed(settings.seed)
 
-        def denoise(x_t: Tensor, t: int) -> Tensor:
-            with work.evaluation() as fraction:
-                return self.denoise(x_t, t, tile, tile_overlap, fraction)
+        # 2. The prior as a denoiser, for the steps and for noisy sources
+        device = self._execution_device
+        tile = auto_tile(self.unet, *size, device) if settings.tile == "auto" else settings.tile
+        denoiser = self.denoiser(
+            tile=tile,
+            tile_overlap=settings.tile_overlap,
+            precision=settings.precision,
+            progress=progress,
+            total=sum(len(timesteps) for _, timesteps in samplers),
+        )
+        shape = (len(images[0]), denoiser.channels, *size)
+        tensors = tuple(callback_on_step_end_tensor_inputs)
+        self._check_call(output_type, latents, shape, settings.num_samples, generator, tensors)
 
         def clean(y: Tensor, sigma: float) -> Tensor:
-            work.total += 1
-            return self._clean(denoise, y, sigma)
+            denoiser.total += 1
+            return denoiser.at(y, sigma)
 
-        state = model.start([_to_luma(batch).to(self.device) for batch in pictures], clean)
+        # 3. Samples of the posterior
+        state = model.start([_to_luma(batch).to(device) for batch in images], clean)
         samples = []
-        for scheduler in schedulers:
-            f_t = randn_tensor(shape, generator, self.device) if latents is None else latents
-            f_t = f_t.to(self.device, torch.float32)
+        for sampler, timesteps in samplers:
+            f_t = randn_tensor(shape, generator, device) if latents is None else latents.to(device, torch.float32)
             if strength < 1:
-                f_t = self._noised(model.initial_estimate(state).expand(shape), f_t, int(scheduler.timesteps[0]))
-            samples.append(self._sample(f_t, model, state, scheduler, denoise, generator, callback_on_step_end))
+                estimate = model.initial_estimate(state).expand(shape)
+                f_t = denoiser.add_noise(estimate, f_t, timesteps[0])
+            samples.append(
+                self._sample(f_t, model, state, sampler, timesteps, denoiser, generator, callback_on_step_end, tensors)
+            )
         del state, f_t
+        self.maybe_free_model_hooks()
 
+        # 4. Luma to images
         lumas = torch.stack([prior_split(sample)[0] for sample in samples])
-        images = _finish(lumas.mean(dim=0), pictures, contrast, colour)
-        return FusionOutput(
-            images=_as_output(images, output_type),
-            samples=samples[0] if num_samples == 1 else torch.stack(samples),
-            std=None if num_samples == 1 else (lumas.std(dim=0)[:, 0] / 2).cpu().numpy(),
-        )
+        fused = _as_output(_finish(lumas.mean(dim=0), images, settings), output_type)
+        std = None if len(samples) == 1 else (lumas.std(dim=0)[:, 0] / 2).cpu().numpy()
+        output = FusionOutput(images=fused, samples=samples[0] if len(samples) == 1 else torch.stack(samples), std=std)
+        return output if return_dict else (output.images, output.samples, output.std)
 
     def _sample(
         self,
         f_t: Tensor,
-        model: Likelihood,
+        likelihood: Likelihood,
         state: Any,
         scheduler: Any,
-        denoise: Callable[[Tensor, int], Tensor],
-        generator: torch.Generator | list[torch.Generator] | None,
-        callback: Callback | None,
+        timesteps: list[int],
+        denoiser: Denoiser,
+        generator: Generators,
+        callback: Any,
+        callback_tensors: tuple[str, ...],
     ) -> Tensor:
-        """Algorithm 1: from f_T (or f_t of a first guess) to f_0."""
-        timesteps, sigmas = scheduler.timesteps.tolist(), noise_over_signal(self.scheduler)
-        self._num_timesteps = len(timesteps)
-        split, join = _luma_of(model, f_t.shape[1])
+        """Algorithm 1: from f_T (or f_t of an initial estimate) to f_0."""
+        split, join = _luma_of(likelihood, denoiser.channels)
+        noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        self._interrupt, self._num_timesteps = False, len(timesteps)
         for i, t in enumerate(self.progress_bar(timesteps)):
-            x0 = denoise(f_t, t).clamp(-1, 1)  # the prior's guess, E[f0 | f_t]
+            x0 = denoiser(f_t, t).clamp(-1, 1)  # the prior's estimate, E[f0 | f_t]
             y0, chroma = split(x0)
-            y0, state = model.rectify(y0, state, sigmas[t].item())  # one EM step towards the sources
+            y0, state = likelihood.rectify(y0, state, denoiser.sigmas[t].item())  # one EM step to the sources
             x0 = join(y0, chroma)
-            f_t = scheduler.step(x0, t, f_t, generator=generator).prev_sample  # f_t -> f_{t-1}
+            f_t = scheduler.step(x0, t, f_t, **noise).prev_sample  # f_t -> f_{t-1}
             if callback is not None:
-                f_t = (callback(self, i, t, {"latents": f_t, "x0": x0}) or {}).get("latents", f_t)
+                tensors = {"latents": f_t, "x0": x0}
+                f_t = (callback(self, i, t, {k: tensors[k] for k in callback_tensors}) or {}).get("latents", f_t)
+            if self._interrupt:
+                break
         return f_t
+
+    def _check_call(
+        self,
+        output_type: str,
+        latents: Tensor | None,
+        shape: tuple[int, ...],
+        num_samples: int,
+        generator: Any,
+        tensors: tuple[str, ...],
+    ) -> None:
+        if output_type not in get_args(OutputType):
+            raise InputError(f"output_type is one of {', '.join(get_args(OutputType))}, not {output_type!r}.")
+        if latents is not None:
+            if not isinstance(latents, Tensor) or latents.shape != shape:
+                raise InputError(f"latents must be a tensor of the shape {shape}, not {getattr(latents, 'shape', '')}.")
+            if not torch.isfinite(latents).all():
+                raise InputError("The latents contain NaN or infinity.")
+            if num_samples > 1:
+                raise InputError(f"num_samples is 1 where latents are given, not {num_samples}.")
+        generators = generator if isinstance(generator, (list, tuple)) else [generator]
+        if any(not isinstance(one, torch.Generator) for one in generators) or len(generators) not in (1, shape[0]):
+            raise InputError(f"The generator is a torch.Generator or a list of {shape[0]}, not {generator!r}.")
+        if unknown := [name for name in tensors if name not in self._callback_tensor_inputs]:
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs are of {', '.join(self._callback_tensor_inputs)}, "
+                f"not {unknown[0]!r}."
+            )
+
+
+setattr(diffusers, DDFMPipeline.__name__, DDFMPipeline)  # where DiffusionPipeline.from_pretrained looks for it
+
+
+def likelihood_of(settings: FusionSettings) -> Likelihood:
+    """The likelihood that the settings name, or the object that they hold. Raises InputError for what is none."""
+    if not isinstance(settings.likelihood, str):
+        check_likelihood(settings.likelihood)
+        return settings.likelihood
+    changes: dict[str, Any] = {"roles": settings.roles} if settings.roles else {}
+    if settings.contrast == "strong":
+        changes["contrast"] = "strong"
+    if changes and settings.likelihood != "salient":
+        raise InputError(f"{min(changes)} is a setting of the likelihood salient, not of {settings.likelihood}.")
+    model = LIKELIHOODS[settings.likelihood]
+    return replace(model, **changes) if changes else model  # type: ignore[type-var]
 
 
 def _luma_of(likelihood: Likelihood, channels: int) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
@@ -231,101 +262,42 @@ def _luma_of(likelihood: Likelihood, channels: int) -> tuple[Callable[..., Any],
     return prior_split, prior_join
 
 
-@dataclass
-class _Work:
-    """Counts evaluations of the network and tells `progress`."""
-
-    progress: Progress | None
-    total: int
-    done: int = 0
-
-    @contextmanager
-    def evaluation(self) -> Iterator[Callable[[float], None]]:
-        """One of them; gives the function to be told the fraction that is done."""
-        yield self.report
-        self.done += 1
-
-    def report(self, fraction: float) -> None:
-        if self.progress is not None:
-            self.progress(self.done + fraction, self.total)
-
-
-def _named(name: str, known: dict[str, Any], what: str) -> Any:
-    if name not in known:
-        raise InputError(f"no {what} called {name!r}: choose one of {', '.join(known)}")
-    return known[name]
-
-
 def _batch(source: Any) -> list[np.ndarray]:
     """One sensor's images: a single one is a batch of one."""
     many = isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4)
-    return [as_pixels(picture) for picture in source] if many else [as_pixels(source)]
+    return [as_pixels(image) for image in source] if many else [as_pixels(source)]
 
 
-def _check(pictures: list[list[np.ndarray]]) -> None:
-    if len(pictures) < 2:
-        raise InputError(f"fusion takes two or more sources, not {len(pictures)}")
-    if len({len(batch) for batch in pictures}) > 1 or not pictures[0]:
-        raise InputError(f"every sensor needs the same number of images, not {[len(batch) for batch in pictures]}")
-    sizes = list(dict.fromkeys(f"{p.shape[1]}x{p.shape[0]}" for batch in pictures for p in batch))
+def _check_sources(images: list[list[np.ndarray]]) -> tuple[int, int]:
+    """Their common height and width."""
+    if len(images) < 2:
+        raise InputError(f"Fusion takes two or more sources, not {len(images)}.")
+    if len({len(batch) for batch in images}) > 1 or not images[0]:
+        raise InputError(f"Every sensor needs the same number of images, not {[len(batch) for batch in images]}.")
+    sizes = list(dict.fromkeys(f"{image.shape[1]}x{image.shape[0]}" for batch in images for image in batch))
     if len(sizes) > 1:
-        raise InputError(f"the sources differ in size ({' and '.join(sizes[:2])}): register them to one size first")
-    if min(pictures[0][0].shape[:2]) < SMALLEST:
-        raise InputError(f"the images are {sizes[0]}: at least {SMALLEST}x{SMALLEST} is needed")
+        raise InputError(
+            f"The sources differ in size ({' and '.join(sizes[:2])}); bring them into one frame with "
+            "ddfm.registration.register, or use ddfm.Scene."
+        )
+    height, width = images[0][0].shape[:2]
+    if min(height, width) < SMALLEST:
+        raise InputError(f"The images are {sizes[0]}; at least {SMALLEST}x{SMALLEST} is needed.")
+    return height, width
 
 
 def _to_luma(batch: list[np.ndarray]) -> Tensor:
     """Images in [0, 1] to luma (B, 1, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack([luma(picture) for picture in batch])).unsqueeze(1) * 2 - 1
+    return torch.from_numpy(np.stack([luma(image) for image in batch])).unsqueeze(1) * 2 - 1
 
 
-def _step_scheduler(trained: DDPMScheduler, sampler: str, steps: int, strength: float) -> Any:
-    """The scheduler that steps with a given x0 (`prediction_type="sample"`) on the prior's own noise schedule.
-
-    `solver_order=1` with the released code's time steps is its DDIM; diffusers' DDIMScheduler is not: it takes
-    t - 1000 // steps for the previous step.
-    """
-    if not 0 < strength <= 1:
-        raise InputError(f"strength is above 0 and at most 1, not {strength}")
-    last = round(strength * (len(trained.betas) - 1))
-    if not 1 <= steps <= last + 1:
-        raise InputError(f"the number of steps is between 1 and {last + 1}, not {steps}")
-    common: dict[str, Any] = {"trained_betas": trained.betas.numpy(), "prediction_type": "sample"}
-    make: dict[str, Callable[[], DDPMScheduler | DPMSolverMultistepScheduler]] = {
-        "ddim": lambda: DPMSolverMultistepScheduler(solver_order=1, final_sigmas_type="zero", **common),
-        "dpm++": lambda: DPMSolverMultistepScheduler(solver_order=2, final_sigmas_type="zero", **common),
-        "ddpm": lambda: DDPMScheduler(clip_sample=False, **common),
-    }
-    scheduler = _named(sampler, make, "sampler")()
-    timesteps = _even_in_log_sigma(trained, last, steps) if sampler == "dpm++" else _even(last, steps)
-    scheduler.set_timesteps(timesteps=timesteps)
-    return scheduler
-
-
-def _even(last: int, steps: int) -> list[int]:
-    """Time steps evenly spaced from `last` to 0, both included, as in the released code; a single one is `last`."""
-    return [round(k * last / (steps - 1)) for k in reversed(range(steps))] if steps > 1 else [last]
-
-
-def _even_in_log_sigma(trained: DDPMScheduler, last: int, steps: int) -> list[int]:
-    """The same, evenly spaced in the log of noise over signal: what a second-order solver needs to be one."""
-    a = trained.alphas_cumprod[: last + 1].double()
-    log_sigma = ((1 - a) / a).log().numpy()
-    at = np.interp(np.linspace(log_sigma[0], log_sigma[-1], steps), log_sigma, np.arange(last + 1))
-    distinct: list[int] = []
-    for k, t in enumerate(at.round().astype(int).tolist()):
-        above = distinct[-1] + 1 if distinct else 0
-        distinct.append(min(max(t, above), last - (steps - 1 - k)))
-    return distinct[::-1] if steps > 1 else [last]
-
-
-def _finish(lumas: Tensor, pictures: list[list[np.ndarray]], contrast: str, colour: Mode) -> list[np.ndarray]:
+def _finish(lumas: Tensor, images: list[list[np.ndarray]], settings: FusionSettings) -> list[np.ndarray]:
     """The network's image to the user's: luma in [0, 1], contrast, colour of the sources."""
     fused = []
     for k, y in enumerate(lumas[:, 0].cpu().numpy()):
-        low, high = (y.min(), y.max()) if contrast == "minmax" else (-1, 1)
+        low, high = (y.min(), y.max()) if settings.contrast == "minmax" else (-1, 1)
         y = np.clip((y - low) / max(float(high - low), 1e-12), 0, 1)
-        fused.append(fused_colour(y, [batch[k] for batch in pictures], colour))
+        fused.append(fused_colour(y, [batch[k] for batch in images], settings.colour))
     return fused
 
 
@@ -341,8 +313,10 @@ def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[
 
 
 @functools.lru_cache(maxsize=2)
-def _pipeline(prior: str, device: str) -> DDFMPipeline:
-    return DDFMPipeline.from_prior(prior, device)
+def _pipeline(prior: str, device: str | None) -> DDFMPipeline:
+    pipe = DDFMPipeline.from_prior(prior, device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def fuse(
@@ -351,8 +325,8 @@ def fuse(
     *others: Any,
     prior: str | Path = "embedded",
     device: str | None = None,
-    seed: int = 0,
-    **options: Any,
+    settings: FusionSettings | None = None,
+    **changes: Any,
 ) -> np.ndarray:
     """Fuse registered images; the prior is loaded once and kept for the next call.
 
@@ -362,16 +336,15 @@ def fuse(
         others: Further sources, for a likelihood that takes them.
         prior: As in `load_prior`.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        seed: Of the noise; the same seed gives the same image on the same machine.
-        options: Further arguments of `DDFMPipeline.__call__`.
+        settings: How to fuse; the same seed gives the same image on the same machine.
+        changes: Fields of `FusionSettings`, or further arguments of `DDFMPipeline.__call__`.
 
     Returns:
         float32 in [0, 1]: (H, W, 3) in the colour of the sources, or (H, W) if all are grey.
 
     Raises:
-        InputError: an image, prior or option that cannot be used.
+        InputError: an image, prior or setting that cannot be used.
     """
-    pipeline = _pipeline(str(prior), best_device(device))
-    generator = torch.Generator().manual_seed(seed)
-    fused = pipeline([infrared, visible, *others], generator=generator, output_type="np", **options).images
+    pipeline = _pipeline(str(prior), device)
+    fused = pipeline([infrared, visible, *others], settings, **changes).images  # type: ignore[union-attr]
     return np.asarray(fused[0])

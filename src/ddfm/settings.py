@@ -25,7 +25,8 @@ class FusionSettings:
     """Everything about a fusion but its sources, its prior and its device.
 
     Attributes:
-        likelihood: "salient" (ours), "paper" (Algorithm 1 as printed) or "released" (the released code to the letter).
+        likelihood: "salient" (ours), "paper" (Algorithm 1 as printed), "released" (the released code to the letter), or
+            an object such as `Paper(eta=1.0)`, see `ddfm.likelihoods.Likelihood`.
         sampler: "ddim" (deterministic, eta 0), "ddpm" (ancestral, the paper's), "dpm++" (second order); None for the
             pipeline's own scheduler.
         num_inference_steps: Reverse steps, each one evaluation of the network; None for the likelihood's own.
@@ -44,7 +45,7 @@ class FusionSettings:
         roles: What each source is, "thermal" or "visible", in their order; None where they are all alike.
     """
 
-    likelihood: LikelihoodName = "salient"
+    likelihood: Any = "salient"
     sampler: Sampler | None = None
     num_inference_steps: int | None = None
     strength: float | None = None
@@ -61,6 +62,8 @@ class FusionSettings:
         """Raise InputError, one sentence, for a value that no run could use."""
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
+            if name == "likelihood" and value is not None and not isinstance(value, str):
+                continue  # an object
             if value not in allowed and not (value is None and name == "sampler"):
                 raise InputError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")
         for name, least in (("num_inference_steps", 1), ("num_samples", 1), ("seed", 0), ("tile_overlap", 0)):
@@ -99,7 +102,24 @@ class FusionSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, by name."""
-        return dataclasses.asdict(self)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not isinstance(self.likelihood, str):
+            values["likelihood"] = repr(self.likelihood)
+        return values
+
+
+def changed(settings: FusionSettings | None, changes: Mapping[str, Any]) -> FusionSettings:
+    """The settings, or the defaults, with some fields changed.
+
+    Raises:
+        InputError: a name that is no field, or a value that no run could use.
+    """
+    if settings is not None and not isinstance(settings, FusionSettings):
+        raise InputError(f"settings is a FusionSettings, not {settings!r}; give a likelihood as likelihood=...")
+    known = {field.name for field in dataclasses.fields(FusionSettings)}
+    if unknown := sorted(set(changes) - known):
+        raise InputError(f"{unknown[0]} is no setting of a fusion; the settings are {', '.join(sorted(known))}.")
+    return dataclasses.replace(settings or FusionSettings(), **changes)
 
 
 _TYPES = typing.get_type_hints(FusionSettings)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from ddfm.errors import InputError
 from ddfm.pipeline import DDFMPipeline
-from ddfm.prior.load import EMBEDDED, denoise, image_channels, load_prior, reflect_pad, size_multiple
+from ddfm.prior import EMBEDDED, Denoiser, image_channels, load_prior, size_multiple
+from ddfm.prior.denoiser import reflect_pad
 
 ALPHAS_CUMPROD = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 SMALL = {
@@ -79,6 +80,10 @@ class Knowing(UNet2DModel):
         return UNet2DOutput(sample=torch.cat([out, variance], dim=1))
 
 
+def denoise(unet, scheduler, x, t):
+    return Denoiser(unet, scheduler, tile=None)(x, t)
+
+
 def schedule(kind="epsilon"):
     return DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type=kind)
 
@@ -100,9 +105,11 @@ def test_denoise_drops_a_learned_variance():
 
 def test_denoise_treats_the_pictures_of_a_batch_alone(tiny_prior):
     x_t = torch.randn(3, 1, 17, 22, generator=torch.Generator().manual_seed(0))
-    together = tiny_prior.denoise(x_t, 300)
+    together = tiny_prior.denoiser()(x_t, 300)
     for k in range(3):
-        torch.testing.assert_close(together[k : k + 1], tiny_prior.denoise(x_t[k : k + 1], 300), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            together[k : k + 1], tiny_prior.denoiser()(x_t[k : k + 1], 300), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_pipeline_denoises_with_its_schedule(tiny_prior):
@@ -110,7 +117,7 @@ def test_pipeline_denoises_with_its_schedule(tiny_prior):
     x_t = torch.randn(1, 1, 16, 20, generator=torch.Generator().manual_seed(0))
     eps = tiny_prior.unet(x_t, 400).sample
     expected = (x_t - math.sqrt(1 - ALPHAS_CUMPROD[400]) * eps) / math.sqrt(ALPHAS_CUMPROD[400])
-    torch.testing.assert_close(tiny_prior.denoise(x_t, 400), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tiny_prior.denoiser()(x_t, 400), expected, atol=1e-4, rtol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------- loading
@@ -339,14 +346,14 @@ def test_embedded_prior_is_luma_and_predicts_noise_on_the_linear_schedule(embedd
 def test_embedded_prior_denoises_by_three_decibels_at_least(embedded):
     x0 = as_luma(made_picture(96, 96, seed=3))
     x_t, t, noisy = noised(embedded, x0, sigma=25)
-    assert decibels(embedded.denoise(x_t, t), x0) > decibels(noisy, x0) + 3
+    assert decibels(embedded.denoiser()(x_t, t), x0) > decibels(noisy, x0) + 3
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 33)])
 def test_embedded_prior_denoises_small_and_odd_pictures(embedded, size):
     x0 = as_luma(made_picture(*size, seed=3))
     x_t, t, noisy = noised(embedded, x0, sigma=25)
-    x0_guess = embedded.denoise(x_t, t)
+    x0_guess = embedded.denoiser()(x_t, t)
     assert x0_guess.shape == x0.shape
     assert decibels(x0_guess, x0) > decibels(noisy, x0) + 0.5
 
@@ -355,5 +362,5 @@ def test_embedded_prior_denoises_small_and_odd_pictures(embedded, size):
 def test_embedded_prior_does_not_drift_in_brightness(embedded, grey):
     x0 = torch.full((4, 1, 48, 48), 2 * grey - 1)
     x_t, t, noisy = noised(embedded, x0, sigma=25)
-    drift = 127.5 * (embedded.denoise(x_t, t) - noisy).mean().item()  # the noise has a mean of its own
+    drift = 127.5 * (embedded.denoiser()(x_t, t) - noisy).mean().item()  # the noise has a mean of its own
     assert abs(drift) < 1.5  # of 255

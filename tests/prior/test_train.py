@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddfm.errors import InputError
-from ddfm.prior.load import load_prior, noise_over_signal
+from ddfm.prior import Denoiser, load_prior
 from ddfm.prior.train import (
     HELD_OUT,
     Batches,
@@ -351,7 +351,7 @@ def test_batches_depend_on_the_seed_and_the_step_alone():
 
 
 def test_most_noise_levels_lie_where_pictures_are_denoised_and_some_everywhere():
-    ratio = noise_over_signal(new_scheduler())
+    ratio = Denoiser(new_unet(TINY), new_scheduler()).sigmas
     t = noise_steps(40_000, ratio, torch.Generator().manual_seed(0))
     assert t.min() >= 0 and t.max() <= 999
     uniform, rest = t[::4], torch.cat([t[k::4] for k in (1, 2, 3)])

@@ -16,10 +16,10 @@ from conftest import made_picture, tiny_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 import ddfm.runs.batch
-from ddfm.io import images
-from ddfm.runs.batch import MANIFEST, batch, picture_generator
 from ddfm.errors import InputError
+from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
+from ddfm.runs.batch import MANIFEST, batch, image_generator
 from ddfm.runs.scene import Scene
 
 QUICK = {"num_inference_steps": 3, "likelihood": "paper"}
@@ -97,14 +97,14 @@ def test_a_picture_is_what_the_pipeline_gives_with_its_own_generator(scenes, pri
     batch(scenes, tmp_path / "out", prior=prior, seed=3, depth=32, format="tif", batch_size=3, **QUICK)
     pipe = DDFMPipeline.from_prior(prior)
     pipe.set_progress_bar_config(disable=True)
-    alone = pipe([folder / "c.png" for folder in scenes], generator=picture_generator(3, "c"), **QUICK).images[0]
+    alone = pipe([folder / "c.png" for folder in scenes], generator=image_generator(3, "c"), **QUICK).images[0]
     np.testing.assert_allclose(images.read(tmp_path / "out" / "c.tif").pixels, alone, atol=1e-5, rtol=0)
 
 
 def test_the_manifest_says_how_it_was_made(scenes, prior, tmp_path):
     batch(scenes, tmp_path / "out", prior=prior, seed=5, **QUICK)
     header, *pictures = lines(tmp_path / "out")
-    assert header["settings"]["seed"] == 5
+    assert header["settings"]["settings"]["seed"] == 5
     assert header["settings"]["options"]["num_inference_steps"] == 3
     assert header["settings"]["options"]["likelihood"].startswith("Paper(")
     assert header["settings"]["options"]["sampler"] == "ddim"  # a default
@@ -257,7 +257,7 @@ def test_volumes_are_scenes_beside_pictures(scenes, prior, tmp_path, calls):
     scene = Scene.read([folder / "head.nii.gz" for folder in scenes])
     pipe = DDFMPipeline.from_prior(prior)
     pipe.set_progress_bar_config(disable=True)
-    alone = scene.fuse(pipe, picture_generator(4, "head").initial_seed(), **QUICK)
+    alone = scene.fuse(pipe, seed=image_generator(4, "head").initial_seed(), **QUICK)
     np.testing.assert_allclose(fused.get_fdata(), scene.sources[0].restore(alone).transpose(2, 1, 0), atol=0.01)
 
     before = (out / "knee.nii").read_bytes()
@@ -362,7 +362,7 @@ def test_a_picture_does_not_depend_on_its_batch(scenes, prior, tmp_path, options
 
 def test_noise_is_of_the_seed_and_the_name():
     def draw(seed, name):
-        return torch.randn(4, generator=picture_generator(seed, name)).tolist()
+        return torch.randn(4, generator=image_generator(seed, name)).tolist()
 
     assert draw(0, "a") == draw(0, "a")
     assert len({tuple(draw(seed, name)) for seed in (0, 1) for name in ("a", "b", "ü", "a b\n")}) == 8
@@ -550,8 +550,8 @@ def test_a_csv_that_is_not_text_is_refused(tmp_path):
         ({"format": "xyz"}, "must end in"),
         ({"format": "jpg", "depth": 16}, "16 bits"),
         ({"likelihood": "none such"}, "likelihood"),
-        ({"generator": None}, "no option 'generator'"),
-        ({"step": 3}, "no option 'step'"),
+        ({"generator": None}, "generator is no setting"),
+        ({"step": 3}, "step is no setting"),
         ({"prior": "/none/such"}, "prior"),
         ({"tile": 7}, "tile"),
     ],

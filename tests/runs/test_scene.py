@@ -9,9 +9,8 @@ import pytest
 import torch
 from conftest import made_picture
 
-from ddfm.io import images
-from ddfm.io import medical
 from ddfm.errors import InputError
+from ddfm.io import images, medical
 from ddfm.io.images import Image
 from ddfm.pipeline import DDFMPipeline
 from ddfm.runs.scene import Scene
@@ -78,7 +77,7 @@ def test_a_picture_is_what_the_pipeline_gives(tiny_prior, tmp_path, colour_pair)
     scene = Scene.read(paths)
     assert not scene.is_volume
     expected = tiny_prior(colour_pair, generator=torch.Generator().manual_seed(5), **QUICK).images[0]
-    np.testing.assert_allclose(scene.fuse(tiny_prior, 5, **QUICK), expected, atol=1e-6)
+    np.testing.assert_allclose(scene.fuse(tiny_prior, seed=5, **QUICK), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +116,7 @@ def test_whose_metadata_the_result_takes(volumes, tmp_path):
 
 def test_a_volume_is_fused_slice_by_slice_with_the_same_noise(tiny_prior, volumes):
     scene = Scene.read(volumes)
-    fused = scene.fuse(tiny_prior, 3, **QUICK)
+    fused = scene.fuse(tiny_prior, seed=3, **QUICK)
     assert fused.shape == (4, 18, 22) and fused.dtype == np.float32
     for k in range(4):
         pair = [source.pixels[k] for source in scene.sources]
@@ -125,11 +124,11 @@ def test_a_volume_is_fused_slice_by_slice_with_the_same_noise(tiny_prior, volume
         np.testing.assert_allclose(fused[k], alone, atol=1e-6)
 
 
-def test_slices_that_go_together_are_what_they_are_alone(tiny_prior, volumes, monkeypatch):
+def test_slices_that_go_slices_per_call_are_what_they_are_alone(tiny_prior, volumes, monkeypatch):
     scene = Scene.read(volumes)
     alone = scene.fuse(tiny_prior, **QUICK)
     seen = []
-    monkeypatch.setattr("ddfm.runs.scene._together", lambda pipe: 3)
+    monkeypatch.setattr("ddfm.runs.scene._slices_per_call", lambda pipe: 3)
     together = scene.fuse(tiny_prior, progress=lambda done, total: seen.append((done, total)), **QUICK)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert seen == [(done, 4) for done in (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4)]
@@ -157,7 +156,7 @@ def test_minmax_stretches_the_volume_not_its_slices(tiny_prior, tmp_path):
     one[1] /= 4
     two[1] /= 4
     scene = Scene.read([save_nifti(tmp_path / "a.nii", one), save_nifti(tmp_path / "b.nii", two)])
-    kept, stretched = (scene.fuse(tiny_prior, contrast=contrast, **QUICK) for contrast in ("keep", "minmax"))
+    kept, stretched = (scene.fuse(tiny_prior, contrast=contrast, **QUICK) for contrast in ("natural", "minmax"))
     assert (stretched.min(), stretched.max()) == (0, 1)
     np.testing.assert_allclose(stretched, (kept - kept.min()) / np.ptp(kept), atol=1e-6)
     assert np.ptp(stretched[1]) < 0.6

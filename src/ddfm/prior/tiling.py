@@ -1,13 +1,20 @@
 """A function of a small image applied to a large one: overlapping tiles, blended by a smooth window."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
 from ddfm.errors import InputError
+from ddfm.prior.load import size_multiple
 
-OVERLAP = 32  # pixels that neighbouring tiles share; the outer quarter of them, which the border spoils, is dropped
+SMALL = 2**31  # bytes: an image that the network takes in less is never tiled, whatever the machine is busy with
+TILES = (1024, 512, 256)  # pixels a side, for "auto"
+MOST_PER_CALL = 8  # tiles on a GPU: more do not make it faster
+PLANES = 24  # the network's memory a pixel, in planes of its first level: 15 to 23 were measured
 
 
 def blend(
@@ -16,7 +23,7 @@ def blend(
     tile: int,
     overlap: int,
     multiple: int,
-    together: int,
+    at_once: int,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
     """`function` of overlapping tiles of x, blended into one image; what is full-size is x and the result.
@@ -26,35 +33,37 @@ def blend(
     raised cosines that add up to 1 everywhere.
 
     Args:
-        function: (N, C, h, w) -> (N, C, h, w) float32, h and w multiples of `multiple`, N <= `together`.
+        function: (N, C, h, w) -> (N, C, h, w) float32, h and w multiples of `multiple`, N <= `at_once`.
         x: (B, C, H, W), any size; mirrored at the bottom and right where `multiple` asks for more.
         tile: Pixels a side.
         overlap: Pixels that neighbours share at least; rounded up to a multiple.
         multiple: What tiles are multiples of.
-        together: Tiles to a call.
+        at_once: Tiles to a call.
         progress: Called with the fraction done, in (0, 1], after each call.
 
     Raises:
         InputError: a tile that is no multiple, or no larger than the overlap.
     """
     if tile < 1 or tile % multiple:
-        raise InputError(f"the tile must be a multiple of {multiple} pixels, as the prior's network is, not {tile}")
+        raise InputError(f"The tile must be a multiple of {multiple} pixels, as the prior's network is, not {tile}.")
     if max(x.shape[-2:]) > tile and (overlap < 0 or overlap > tile - multiple):
-        raise InputError(f"the overlap must be 0 or more pixels and smaller than the tile of {tile}, not {overlap}")
+        raise InputError(
+            f"The tile overlap must be 0 or more pixels and smaller than the tile of {tile}, not {overlap}."
+        )
     (height, width), (rows, cols) = x.shape[-2:], (mirror(n, multiple).to(x.device) for n in x.shape[-2:])
     tops, across = (layout(n, tile, overlap, multiple) for n in (height, width))
     down, right = (windows(n, tile, overlap, multiple).to(x.device) for n in (height, width))
     h, w = down.shape[1], right.shape[1]
     places = [(b, i, j) for b in range(len(x)) for i in range(len(tops)) for j in range(len(across))]
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    for k in range(0, len(places), together):
-        some = places[k : k + together]
+    for k in range(0, len(places), at_once):
+        some = places[k : k + at_once]
         cut = [x[b][:, rows[tops[i] : tops[i] + h, None], cols[across[j] : across[j] + w]] for b, i, j in some]
         for (b, i, j), done in zip(some, function(torch.stack(cut)), strict=True):
             part = out[b, :, tops[i] : tops[i] + h, across[j] : across[j] + w]  # the image may end before the tile
             part += (down[i][:, None] * right[j] * done)[:, : part.shape[-2], : part.shape[-1]]
         if progress is not None:
-            progress(min(k + together, len(places)) / len(places))
+            progress(min(k + at_once, len(places)) / len(places))
     return out
 
 
@@ -91,3 +100,52 @@ def windows(size: int, tile: int, overlap: int, multiple: int) -> Tensor:
         total[start : start + h] += weight
         weights.append(weight)
     return torch.stack([weight / total[s : s + h] for s, weight in zip(starts, weights, strict=True)]).float()
+
+
+def bytes_per_pixel(unet: Any) -> int:
+    """About what an evaluation of the network takes for each pixel of an image, on the safe side."""
+    return PLANES * _first_channels(unet) * unet.dtype.itemsize // getattr(unet, "unshuffle", 1) ** 2
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device; for the CPU within the limit of its container, where there is one."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    free = psutil.virtual_memory().available
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such thing here, or no limit ("max")
+        return free
+    return min(free, max(limit - used, 0))
+
+
+def auto_tile(unet: Any, height: int, width: int, device: torch.device) -> int:
+    """The tile of `tile="auto"`: the whole image if the network takes it in half of the free memory, else a tile.
+
+    It does not depend on the size of the batch: images that do not fit together go through the network in turn. Ask
+    once a run, not once a step: the free memory changes.
+    """
+    multiple, cost = size_multiple(unet), bytes_per_pixel(unet)
+    whole = -(-max(height, width) // multiple) * multiple
+    if height * width * cost <= SMALL or whole <= TILES[-1]:
+        return whole
+    room = max(free_memory(device) // 2, SMALL)
+    if height * width * cost <= room:
+        return whole
+    return next((tile for tile in TILES if tile**2 * cost <= room), TILES[-1])
+
+
+def tiles_per_call(unet: Any, height: int, width: int, device: torch.device) -> int:
+    """Tiles of a size, or images that are one tile, to a call of the network; what it depends on does not change.
+
+    On the CPU one: more are not faster there, and so no bit of an image depends on the others of its batch.
+    """
+    if device.type == "cpu":
+        return 1
+    return min(max(SMALL // (max(height * width, 1) * bytes_per_pixel(unet)), 1), MOST_PER_CALL)
+
+
+def _first_channels(unet: Any) -> int:
+    return int((unet.config.get("block_out_channels") or unet.config["channels"])[0])

@@ -27,7 +27,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.io import images
-from ddfm.prior.load import denoise, load_prior, noise_over_signal
+from ddfm.prior.denoiser import Denoiser
+from ddfm.prior.load import load_prior
 from ddfm.prior.unet import UnshuffleUNet2DModel
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -172,17 +173,15 @@ def denoising_psnr(
     crop: int = 160,
 ) -> float:
     """Mean PSNR in dB (peak 255) on the images' centres, for Gaussian noise of `sigma` of 255 at the matching t."""
-    device = next(unet.parameters()).device
-    t = int((noise_over_signal(scheduler) - 2 * sigma / 255).abs().argmin())  # data in [-1, 1]
-    a = scheduler.alphas_cumprod[t].item()
+    denoiser = Denoiser(unet, scheduler, precision="float32")
     generator = torch.Generator().manual_seed(int(sigma))
     total = 0.0
     for grey in pictures:
         h, w = (min(crop, extent) // 16 * 16 for extent in grey.shape)
         y, x = (grey.shape[0] - h) // 2, (grey.shape[1] - w) // 2
-        x0 = torch.from_numpy(grey[y : y + h, x : x + w].astype(np.float32) / 127.5 - 1)[None, None].to(device)
-        noise = torch.randn(x0.shape, generator=generator).to(device)
-        denoised = denoise(unet, scheduler, a**0.5 * x0 + (1 - a) ** 0.5 * noise, t)
+        x0 = torch.from_numpy(grey[y : y + h, x : x + w].astype(np.float32) / 127.5 - 1)[None, None]
+        noise = torch.randn(x0.shape, generator=generator)
+        denoised = denoiser.at(x0 + 2 * sigma / 255 * noise, 2 * sigma / 255)
         total += -10 * math.log10(F.mse_loss(denoised.clamp(-1, 1), x0).item() / 4)
     return total / len(pictures)
 
@@ -241,7 +240,10 @@ def train(
     on_cuda = device.startswith("cuda")
     torch.manual_seed(recipe.seed)
     scheduler = new_scheduler(recipe.prediction_type)
-    alphas_cumprod, noise_ratio = scheduler.alphas_cumprod.to(device), noise_over_signal(scheduler).to(device)
+    alphas_cumprod, noise_ratio = (
+        scheduler.alphas_cumprod.to(device),
+        Denoiser(new_unet(recipe), scheduler).sigmas.to(device),
+    )
     unet, ema = new_unet(recipe), new_unet(recipe).eval().requires_grad_(False)
     for network in (unet, ema):
         network.to(device=torch.device(device), memory_format=torch.channels_last)  # type: ignore[call-arg]

@@ -7,7 +7,6 @@ finished is verified.
 
 import csv
 import hashlib
-import inspect
 import io
 import os
 import time
@@ -22,14 +21,14 @@ import numpy as np
 import torch
 
 from ddfm import __version__
-from ddfm.io import images
 from ddfm.errors import InputError
+from ddfm.io import images
 from ddfm.io.pairing import SUFFIXES, pair_by_stem
-from ddfm.likelihoods import LIKELIHOODS
+from ddfm.pipeline import DDFMPipeline, likelihood_of
+from ddfm.prior import Progress
 from ddfm.runs.manifest import Manifest, sha256
-from ddfm.pipeline import DDFMPipeline, Progress
-from ddfm.prior.load import best_device
-from ddfm.runs.scene import Depth, Scene, fuse_pictures
+from ddfm.runs.scene import Depth, Scene, fuse_images
+from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.jsonl"
 GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded
@@ -91,8 +90,7 @@ def batch(
     *,
     prior: str | Path = "embedded",
     device: str | None = None,
-    bfloat16: bool = False,
-    seed: int = 0,
+    settings: FusionSettings | None = None,
     resume: bool = False,
     batch_size: int | None = None,
     depth: Depth = "same",
@@ -100,7 +98,7 @@ def batch(
     normalise: bool = False,
     align: bool = False,
     progress: Progress | None = None,
-    **options: Any,
+    **changes: Any,
 ) -> BatchResult:
     """Fuse folders of registered images, each pair to `out_dir/<stem>.<format>`, with a manifest beside them.
 
@@ -114,8 +112,8 @@ def batch(
         out_dir: Made if it is not there. One run at a time.
         prior: As in `load_prior`.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        bfloat16: Whether the network computes in it, see `load_prior`.
-        seed: Of the noise. Each image has its own, `picture_generator(seed, name)`, whatever it is batched with.
+        settings: How to fuse; `changes` are fields of it. Each image has its own noise,
+            `image_generator(settings.seed, name)`, whatever it is batched with.
         resume: Skip what the manifest has with these settings, this version and these sources, and whose file is as
             it was written. Without it everything is fused again.
         batch_size: Images of one size that go through the network together; None for 1 on the CPU, else 8.
@@ -124,12 +122,12 @@ def batch(
         normalise: As in `Scene.read`.
         align: As in `Scene.read`.
         progress: Called with (images done, images in all) while the network works; done may be fractional.
-        options: Further arguments of `DDFMPipeline.__call__`: likelihood, sampler, colour, tile ...
 
     Raises:
         InputError: what concerns all pairs: a folder, the CSV, the prior, an option, an output folder that cannot be
             used.
     """
+    settings = changed(settings, changes)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"The batch size is 1 or more, not {batch_size}.")
     out, suffix = Path(out_dir), f".{format.lstrip('.').lower()}"
@@ -141,26 +139,24 @@ def batch(
         _make(folder)
     images.check_target(out / f"image{suffix}", 8 if depth == "same" else depth)
 
-    pipe = DDFMPipeline.from_prior(prior, best_device(device), torch.bfloat16 if bfloat16 else torch.float32)
+    pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
-    settings = _settings(pipe, options) | {
+    recorded = _recorded(pipe, settings) | {
         "prior": str(prior),
-        "bfloat16": bfloat16,
-        "seed": seed,
         "depth": depth,
         "format": suffix,
         "normalise": normalise,
         "align": align,
     }
     result = BatchResult(out / MANIFEST, unmatched=unmatched)
-    with Manifest(result.manifest, settings, resume) as manifest:
+    with Manifest(result.manifest, recorded, resume) as manifest:
         run = _Run(manifest, result, depth, normalise, align, batch_size or (1 if pipe.device.type == "cpu" else 8))
-        run.fuse(pipe, todo, seed, progress, options)
+        run.fuse(pipe, todo, settings, progress)
     return result
 
 
-def picture_generator(seed: int, name: str) -> torch.Generator:
-    """An image's own noise: `pipe(sources, generator=picture_generator(seed, stem))` gives what `batch` gives it."""
+def image_generator(seed: int, name: str) -> torch.Generator:
+    """An image's own noise: `pipe(sources, generator=image_generator(seed, stem))` gives what `batch` gives it."""
     digest = hashlib.sha256(f"{seed} ".encode() + os.fsencode(name)).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -176,9 +172,7 @@ class _Run:
     align: bool
     together: int
 
-    def fuse(
-        self, pipe: DDFMPipeline, pairs: list[_Pair], seed: int, progress: Progress | None, options: dict[str, Any]
-    ) -> None:
+    def fuse(self, pipe: DDFMPipeline, pairs: list[_Pair], settings: FusionSettings, progress: Progress | None) -> None:
         """Reader thread -> network, in this thread -> writer thread; one group ahead, two behind."""
         result, computed, network, start = self.result, 0, 0.0, time.perf_counter()
 
@@ -200,7 +194,7 @@ class _Run:
                     report(new * done / total)
 
                 began = time.perf_counter()
-                fused = self.network(pipe, group, seed, step, options)
+                fused = self.network(pipe, group, settings, step)
                 seconds = time.perf_counter() - began
                 network += seconds
                 computed += new
@@ -218,14 +212,14 @@ class _Run:
         result.network_share = network / result.seconds
 
     def network(
-        self, pipe: DDFMPipeline, group: list[_Job], seed: int, progress: Progress, options: dict[str, Any]
+        self, pipe: DDFMPipeline, group: list[_Job], settings: FusionSettings, progress: Progress
     ) -> np.ndarray:
         """The fused images of a group, (B, H, W) or (B, H, W, 3), or its only volume, (1, S, H, W)."""
         scenes = [job.scene for job in group if job.scene is not None]  # all of them, see `groups`
-        generators = [picture_generator(seed, job.pair.name) for job in group]
+        generators = [image_generator(settings.seed, job.pair.name) for job in group]
         if scenes[0].is_volume:
-            return scenes[0].fuse(pipe, generators[0].initial_seed(), progress, **options)[None]
-        return fuse_pictures(pipe, scenes, generators, progress, **options)
+            return scenes[0].fuse(pipe, replace(settings, seed=generators[0].initial_seed()), progress)[None]
+        return fuse_images(pipe, scenes, generators, settings, progress)
 
     def jobs(self, pairs: list[_Pair]) -> Iterator[_Job]:
         """The pairs in order, read unless they are complete; those that cannot be read are left out and listed."""
@@ -297,31 +291,16 @@ class _Run:
             self.result.fused.append(job.output)
 
 
-def _settings(pipe: DDFMPipeline, options: dict[str, Any]) -> dict[str, Any]:
-    """What the result depends on, defaults spelt out: the options of the pipeline, the prior's weights, the version."""
-    known = inspect.signature(DDFMPipeline.__call__).parameters.values()
-    own = {
-        "self",
-        "sources",
-        "latents",
-        "generator",
-        "output_type",
-        "callback_on_step_end",
-        "progress",
-    }  # not the caller's
-    values = {parameter.name: parameter.default for parameter in known if parameter.name not in own}
-    if wrong := options.keys() - values.keys():
-        raise InputError(f"A batch has no option {min(wrong)!r}; it has {', '.join(values)}.")
-    values |= options
-    likelihood = values["likelihood"]
-    values["likelihood"] = repr(LIKELIHOODS.get(likelihood, likelihood) if isinstance(likelihood, str) else likelihood)
+def _recorded(pipe: DDFMPipeline, settings: FusionSettings) -> dict[str, Any]:
+    """What the result depends on: the settings, the likelihood's constants, the prior's weights, the version."""
     weights = hashlib.sha256()
     for name, tensor in pipe.unet.state_dict().items():
         weights.update(name.encode() + tensor.float().cpu().numpy().tobytes())
     return {
         "ddfm": __version__,
         "prior_sha256": weights.hexdigest(),
-        "options": {name: x if isinstance(x, (int, float, str)) else repr(x) for name, x in values.items()},
+        "scheduler": type(pipe.scheduler).__name__,
+        "settings": settings.as_dict() | {"likelihood": repr(likelihood_of(settings))},
     }
 
 

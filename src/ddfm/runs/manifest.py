@@ -12,8 +12,8 @@ import diffusers
 import torch
 
 from ddfm import __version__
-from ddfm.io import images
 from ddfm.errors import InputError
+from ddfm.io import images
 
 
 class Manifest:

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ddfm.io import images
-from ddfm.colour import Mode, lends_colour
+from ddfm.colour import lends_colour
 from ddfm.errors import InputError
+from ddfm.io import images
 from ddfm.io.images import Image, quoted
+from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
     import torch
 
-    from ddfm.pipeline import DDFMPipeline, Progress
+    from ddfm.pipeline import DDFMPipeline
+    from ddfm.prior import Progress
 
 Depth = int | Literal["same"]
 
@@ -64,24 +66,30 @@ class Scene:
         """Whether the sources are volumes."""
         return self.sources[0].is_volume
 
-    def fuse(self, pipe: DDFMPipeline, seed: int = 0, progress: Progress | None = None, **options: Any) -> np.ndarray:
+    def fuse(
+        self,
+        pipe: DDFMPipeline,
+        settings: FusionSettings | None = None,
+        progress: Progress | None = None,
+        **changes: Any,
+    ) -> np.ndarray:
         """The fused image, float32 [0, 1] (H, W) or (H, W, 3), or volume (S, H, W).
 
         A slice that is flat in all sources gets the mean of their values.
 
         Args:
             pipe: What fuses.
-            seed: Of the noise, which is the same for all slices of a volume.
+            settings: How to fuse; `changes` are fields of it. The noise is the same for all slices of a volume, and
+                contrast "minmax" stretches a volume as a whole.
             progress: Called as the pipeline's, with evaluations of the network, or of a volume with slices.
-            options: Further arguments of the pipeline: likelihood, sampler, tile ... `contrast="minmax"` stretches a
-                volume as a whole.
 
         Raises:
             InputError: as the pipeline does.
         """
+        settings = changed(settings, changes)
         if self.is_volume:
-            return self._fuse_slices(pipe, seed, progress, options)
-        return fuse_pictures(pipe, [self], _generators(seed, 1), progress, **options)[0]
+            return self._fuse_slices(pipe, settings, progress)
+        return fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)[0]
 
     def bits(self, path: str | os.PathLike[str], depth: Depth = "same") -> int:
         """Bits of a result at `path`: "same" is 16 where a source has more than 8 and the format holds them, else 8."""
@@ -103,7 +111,7 @@ class Scene:
             fitting = [source for source in self.sources if source.pixels.ndim == 3]
         return (fitting or self.sources)[0]
 
-    def check_target(self, path: str | os.PathLike[str], depth: Depth = "same", colour: Mode = "auto") -> None:
+    def check_target(self, path: str | os.PathLike[str], depth: Depth = "same", colour: Colour = "auto") -> None:
         """Raise InputError where `write` would of what `fuse` gives with this `colour`: before the long work."""
         if self.is_volume and not images.is_medical(path):
             raise InputError(f"Cannot write {quoted(path)}: the sources are volumes; use .nii, .nii.gz or .dcm.")
@@ -134,7 +142,7 @@ class Scene:
         for source in self.sources:
             if source.is_volume != first.is_volume:
                 raise InputError(
-                    f"{_name(source)} is a {_kind(source)} but {_name(first)} is a {_kind(first)}; fuse images with "
+                    f"{_name(source)} is {_kind(source)} but {_name(first)} is {_kind(first)}; fuse images with "
                     "images and volumes with volumes."
                 )
             if _size(source) != _size(first):
@@ -171,25 +179,23 @@ class Scene:
         ]
         return Scene([first, *warped], [found.sentence for found in alignments])
 
-    def _fuse_slices(
-        self, pipe: DDFMPipeline, seed: int, progress: Progress | None, options: dict[str, Any]
-    ) -> np.ndarray:
+    def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
         volumes = [source.pixels for source in self.sources]
         # A slice that is flat in all sources shows nothing: the network would only put its own noise there.
         flat = np.all([v.min(axis=(1, 2)) == v.max(axis=(1, 2)) for v in volumes], axis=0)
         fused = np.empty_like(volumes[0])
         fused[flat] = np.mean([v[flat, :1, :1] for v in volumes], axis=0)
-        stretch = options.get("contrast") == "minmax"
+        stretch = settings.contrast == "minmax"
         if stretch:  # each slice by itself would flicker
-            options = options | {"contrast": "keep"}
-        todo, done, together = np.flatnonzero(~flat), int(flat.sum()), _together(pipe)
-        for at in (todo[k : k + together] for k in range(0, len(todo), together)):
+            settings = replace(settings, contrast="natural")
+        todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), _slices_per_call(pipe)
+        for at in (todo[k : k + at_once] for k in range(0, len(todo), at_once)):
 
             def step(under_way: float, steps: int, done: int = done, n: int = len(at)) -> None:
                 if progress:
                     progress(done + n * under_way / steps, len(fused))
 
-            fused[at] = _call(pipe, [list(v[at]) for v in volumes], _generators(seed, len(at)), step, options)
+            fused[at] = _call(pipe, [list(v[at]) for v in volumes], _generators(settings.seed, len(at)), settings, step)
             done += len(at)
         if progress:
             progress(done, len(fused))
@@ -199,32 +205,33 @@ class Scene:
         return fused
 
 
-def fuse_pictures(
+def fuse_images(
     pipe: DDFMPipeline,
     scenes: Sequence[Scene],
     generators: list[torch.Generator],
+    settings: FusionSettings,
     progress: Progress | None = None,
-    **options: Any,
 ) -> np.ndarray:
     """B scenes of images of one size in one call of the pipeline, a generator each; arguments as of `Scene.fuse`.
 
     Returns (B, H, W), or (B, H, W, 3) if any is coloured. Raises InputError as the pipeline does.
     """
     sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
-    return _call(pipe, [list(pictures) for pictures in sensors], generators, progress, options)
+    return _call(pipe, [list(images) for images in sensors], generators, settings, progress)
 
 
 def _call(
     pipe: DDFMPipeline,
     sources: list[list[np.ndarray]],
     generators: list[torch.Generator],
+    settings: FusionSettings,
     progress: Progress | None,
-    options: dict[str, Any],
 ) -> np.ndarray:
-    return np.asarray(pipe(sources, generator=generators, progress=progress, output_type="np", **options).images)
+    output = pipe(sources, settings, generator=generators, progress=progress, output_type="np")
+    return np.asarray(output.images)  # type: ignore[union-attr]
 
 
-def _together(pipe: DDFMPipeline) -> int:
+def _slices_per_call(pipe: DDFMPipeline) -> int:
     """Slices to a call: more than one are no faster on the CPU, more than eight nowhere."""
     return 1 if pipe.device.type == "cpu" else 8
 
@@ -241,7 +248,7 @@ def _name(source: Image) -> str:
 
 
 def _kind(source: Image) -> str:
-    return f"volume of {len(source.pixels)} slices" if source.is_volume else "image"
+    return f"a volume of {len(source.pixels)} slices" if source.is_volume else "an image"
 
 
 def _shape(source: Image) -> tuple[int, ...]:

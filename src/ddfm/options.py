@@ -1,0 +1,87 @@
+"""The command line's options, each written once; those of `FusionSettings` are added to a command by a decorator."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddfm.errors import InputError
+from ddfm.settings import FusionSettings
+
+INPUT, METHOD, OUTPUT, PERFORMANCE = "Input", "Method", "Output", "Performance"
+
+
+def _option(help: str, panel: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+Output = Annotated[Path, _option("Where the result goes.", OUTPUT, "--output", "-o")]
+Overwrite = Annotated[bool, _option("Replace files that this command did not make; never a source.", OUTPUT)]
+Depth = Annotated[str, _option("Bits per channel: same (as the deepest source), 8 or 16.", OUTPUT)]
+Quiet = Annotated[bool, _option("Print nothing but errors.", OUTPUT, "--quiet", "-q")]
+Json = Annotated[bool, _option("Print one JSON object on standard output, for machines.", OUTPUT, "--json")]
+Prior = Annotated[str, _option("embedded, openai-256, a .pt file, a diffusers folder or a hub id.", METHOD)]
+Device = Annotated[str | None, _option("cpu, cuda, ...; by default CUDA where there is one.", PERFORMANCE)]
+
+# The options of FusionSettings: field -> (names, help, panel)
+SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "likelihood": (("--likelihood",), "salient (ours), paper (as printed) or released (the authors' code).", METHOD),
+    "sampler": (("--sampler",), "ddim, ddpm (ancestral) or dpm++ (second order). (Default: ddim.)", METHOD),
+    "num_inference_steps": (("--steps",), "Reverse steps. (Default: the likelihood's own.)", METHOD),
+    "strength": (
+        ("--strength",),
+        "Share of the noise schedule, above 0 to 1. (Default: the likelihood's own.)",
+        METHOD,
+    ),
+    "num_samples": (("--samples",), "Samples of the posterior to average.", METHOD),
+    "seed": (("--seed",), "Of the noise; the same seed gives the same image.", METHOD),
+    "contrast": (("--contrast",), "natural, strong, or minmax (stretched to the full range).", OUTPUT),
+    "colour": (("--colour", "--color"), "Whose colour the result has: auto, grey, first or second.", OUTPUT),
+    "roles": (("--roles",), 'What each source is, in order: "thermal visible". (Default: all alike.)', INPUT),
+    "precision": (("--precision",), "auto, float32 (the same on every machine) or bfloat16 (faster).", PERFORMANCE),
+    "tile": (("--tile",), "Tiles of large images: auto (by the free memory), none, or pixels a side.", PERFORMANCE),
+    "tile_overlap": (("--overlap",), "Pixels that neighbouring tiles share.", PERFORMANCE),
+}
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `settings` becomes one option for each field of `FusionSettings`."""
+    signature, defaults = inspect.signature(command), FusionSettings().as_dict()
+    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if defaults[name] is None else str(defaults[name]),
+            annotation=Annotated[str | None, _option(help, panel, *names, metavar="TEXT", show_default=True)],
+        )
+        for name, (names, help, panel) in SETTINGS.items()
+    ]
+
+    @functools.wraps(command)
+    def run(*args: Any, **values: Any) -> None:
+        texts = {name: text for name in SETTINGS if (text := values.pop(name)) is not None}
+        command(*args, settings=settings_from(texts), **values)
+
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
+    return run
+
+
+def settings_from(texts: dict[str, str]) -> FusionSettings:
+    """`FusionSettings.from_strings`, whose sentences name options instead of fields."""
+    try:
+        return FusionSettings.from_strings(texts)
+    except InputError as error:
+        field, _, rest = str(error).partition(" ")
+        raise InputError(f"{SETTINGS[field][0][0]} {rest}" if field in SETTINGS else str(error)) from error
+
+
+def depth_from(text: str) -> Any:
+    """ "same", 8 or 16. Raises InputError."""
+    if text not in ("same", "8", "16"):
+        raise InputError(f"--depth is same, 8 or 16, not {text}.")
+    return text if text == "same" else int(text)
