@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-from ddfm.prior.load import Prior, denoise, load_prior, noise_over_signal
+from ddfm.prior import Denoiser, Prior, load_prior
 from ddfm.prior.train import blockiness, denoising_psnr, read_luma, split
 
 SIGMAS = (2, 5, 10, 15, 25, 50, 75, 100, 200, 400)
@@ -35,20 +35,20 @@ def eps_loss(prior: Prior, pictures: list[np.ndarray], t: int) -> float:
         x0 = torch.from_numpy(grey[:160, :160].astype("float32") / 127.5 - 1)[None, None]
         eps = torch.randn(x0.shape, generator=generator)
         x_t = a**0.5 * x0 + (1 - a) ** 0.5 * eps
-        guess = denoise(prior.unet, prior.scheduler, x_t, t)
+        guess = Denoiser(prior.unet, prior.scheduler, precision="float32")(x_t, t)
         total += ((x_t - a**0.5 * guess) / (1 - a) ** 0.5 - eps).square().mean().item()
     return total / len(pictures)
 
 
 def blocks(prior: Prior, pictures: list[np.ndarray], sigma: float) -> tuple[float, float]:
     """`blockiness` of the images' corners (on JPEG's grid) and of what is left of it after denoising `sigma`."""
-    t = int((noise_over_signal(prior.scheduler) - 2 * sigma / 255).abs().argmin())
+    t = int((Denoiser(prior.unet, prior.scheduler).sigmas - 2 * sigma / 255).abs().argmin())
     a, generator, rows = prior.scheduler.alphas_cumprod[t].item(), torch.Generator().manual_seed(0), []
     for grey in pictures:
         corner = grey[:192, :192]
         x0 = torch.from_numpy(corner.astype("float32") / 127.5 - 1)[None, None]
         noise = torch.randn(x0.shape, generator=generator)
-        guess = denoise(prior.unet, prior.scheduler, a**0.5 * x0 + (1 - a) ** 0.5 * noise, t)
+        guess = Denoiser(prior.unet, prior.scheduler, precision="float32")(a**0.5 * x0 + (1 - a) ** 0.5 * noise, t)
         rows.append((blockiness(corner), blockiness(((guess[0, 0] + 1) * 127.5).numpy())))
     before, after = np.mean(rows, axis=0)
     return before, after
@@ -76,7 +76,7 @@ def artefacts(prior: Prior) -> None:
 
     def denoised(x0: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(x0.shape, generator=generator)
-        return denoise(prior.unet, prior.scheduler, a**0.5 * x0 + (1 - a) ** 0.5 * noise, 100)
+        return Denoiser(prior.unet, prior.scheduler, precision="float32")(a**0.5 * x0 + (1 - a) ** 0.5 * noise, 100)
 
     ramp = torch.linspace(-0.8, 0.8, 64).view(1, 1, 1, -1)
     for size in (16, 64, 256, 1024, 2048):
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--samples", type=Path)
     args = parser.parse_args()
     prior = load_prior(args.prior, dtype=torch.bfloat16 if args.bfloat16 else torch.float32)
-    reach = 127.5 * noise_over_signal(prior.scheduler)
+    reach = 127.5 * Denoiser(prior.unet, prior.scheduler).sigmas
     print("t of each sigma: " + "  ".join(f"{s}: {int((reach - s).abs().argmin())}" for s in SIGMAS))
     for folder in sorted(p for p in args.data.iterdir() if p.is_dir()):
         pictures = [read_luma(path) for path in split(folder)[1]]

@@ -18,6 +18,7 @@ import ddfm.pipeline
 from ddfm.cli import main
 from ddfm.colour import luma
 from ddfm.io import images, medical
+from ddfm.prior import Denoiser
 from ddfm.runs.batch import image_generator
 from ddfm.settings import OVERLAP
 
@@ -131,8 +132,8 @@ def test_fuse_knows_every_likelihood_and_sampler(fuse, folder, likelihood, sampl
 
 
 def test_steps_are_counted(fuse, monkeypatch):
-    calls, denoise = [], ddfm.pipeline.denoise
-    monkeypatch.setattr(ddfm.pipeline, "denoise", lambda *args: calls.append(1) or denoise(*args))
+    calls, denoise = [], Denoiser.__call__
+    monkeypatch.setattr(Denoiser, "__call__", lambda *args: calls.append(1) or denoise(*args))
     fuse("--likelihood", "paper", "--steps", 4)
     assert len(calls) == 4
 
@@ -185,7 +186,7 @@ def test_tiles_are_those_of_the_function(fuse, folder, prior, options, tile, ove
 
 def test_bfloat16_is_nearly_the_same_and_not_the_same(fuse, folder):
     results = []
-    for options in ((), ("--bfloat16",)):
+    for options in ((), ("--precision", "bfloat16")):
         assert fuse("--depth", 16, "--likelihood", "paper", "--steps", 3, *options)[0] == 0
         results.append(images.read(folder / "fused.png").pixels)
     assert 0 < np.abs(results[1] - results[0]).mean() < 0.05
@@ -385,7 +386,7 @@ def test_a_bug_keeps_its_traceback(fuse, monkeypatch):
     def broken(*args):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(ddfm.pipeline, "denoise", broken)
+    monkeypatch.setattr(Denoiser, "__call__", broken)
     with pytest.raises(ZeroDivisionError):
         fuse()
 
@@ -460,9 +461,9 @@ def test_an_interrupted_volume_leaves_nothing(fuse, volumes, monkeypatch, where)
 
 
 def test_a_volume_interrupted_between_slices_leaves_nothing(fuse, volumes, monkeypatch):
-    calls, denoise = [], ddfm.pipeline.denoise
+    calls, denoise = [], Denoiser.__call__
     monkeypatch.setattr(
-        ddfm.pipeline, "denoise", lambda *args: calls.append(1) or (interrupt if len(calls) > 5 else denoise)(*args)
+        Denoiser, "__call__", lambda *args: calls.append(1) or (interrupt if len(calls) > 5 else denoise)(*args)
     )
     before = listing(volumes)
     assert fuse("--steps", 2, sources=("mri.nii.gz", "pet.nii"), output="f.nii.gz")[0] == 130
@@ -476,7 +477,9 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["ddfm.pipeline.denoise", "ddfm.io.images.read_any", "ddfm.io.images.os.replace"])
+@pytest.mark.parametrize(
+    "where", ["ddfm.prior.denoiser.Denoiser.__call__", "ddfm.io.images.read_any", "ddfm.io.images.os.replace"]
+)
 def test_ctrl_c_ends_cleanly_wherever_it_comes(fuse, folder, monkeypatch, where):
     monkeypatch.setattr(where, interrupt)
     before = listing(folder)
@@ -500,8 +503,8 @@ def run_batch(ddfm_, sets, prior):
 
 def test_batch_in_bfloat16_is_another_setting(run_batch, sets):
     assert run_batch("--resume")[1].startswith("2 fused, 0 complete before")
-    assert run_batch("--resume", "--bfloat16")[1].startswith("2 fused, 0 complete before")
-    assert run_batch("--resume", "--bfloat16")[1].startswith("0 fused, 2 complete before")
+    assert run_batch("--resume", "--precision", "bfloat16")[1].startswith("2 fused, 0 complete before")
+    assert run_batch("--resume", "--precision", "bfloat16")[1].startswith("0 fused, 2 complete before")
 
 
 def test_batch_in_tiles_is_the_function(run_batch, sets, prior):
@@ -622,7 +625,7 @@ def test_evaluate_refuses_in_one_line(evaluate, options, changes):
 def test_bench_fuses_measures_and_times(ddfm_, sets, prior):
     code, out, _ = ddfm_(
         *("bench", "--sources", sets / "ir", "--sources", sets / "vis", "--prior", prior, "--device", "cpu"),
-        *("--likelihood", "salient", "--likelihood", "released", "--steps", 2, "--metrics", "EN,SD"),
+        *("--likelihood", "salient", "--also", "released", "--steps", 2, "--metrics", "EN,SD"),
         *("-o", sets / "kept", "--json", sets / "t.json", "--html", sets / "t.html", "--csv", sets / "t.csv"),
         *("--published", "tno"),
     )
@@ -636,12 +639,16 @@ def test_bench_fuses_measures_and_times(ddfm_, sets, prior):
 
 
 def test_bench_in_tiles(ddfm_, sets, prior, monkeypatch):
-    tiles, denoise = [], ddfm.pipeline.denoise
-    monkeypatch.setattr(ddfm.pipeline, "denoise", lambda *args: tiles.append(args[4:6]) or denoise(*args))
+    tiles, denoise = [], Denoiser.__call__
+    monkeypatch.setattr(
+        Denoiser,
+        "__call__",
+        lambda self, *args: tiles.append((self.tile, self.tile_overlap)) or denoise(self, *args),
+    )
     folders = ("--sources", sets / "ir", "--sources", sets / "vis", "--metrics", "EN", "--steps", 1)
     assert ddfm_("bench", *folders, "--prior", prior, "--tile", 16, "--overlap", 4)[0] == 0
     assert set(tiles) == {(16, 4)}
-    assert "--tile is auto, none" in complaint(ddfm_("bench", *folders, "--prior", prior, "--tile", "large"))
+    assert "--tile is a number" in complaint(ddfm_("bench", *folders, "--prior", prior, "--tile", "large"))
 
 
 def test_bench_refuses_an_unknown_likelihood(ddfm_, sets, prior):
@@ -676,16 +683,12 @@ DEMO = sorted(
 
 
 def test_demo_draws_fuses_and_shows(ddfm_, tmp_path, prior, monkeypatch):
-    from ddfm.demo.panels import head_phantom, night_street
-
-    monkeypatch.setattr("ddfm.demo.panels.night_street", lambda: night_street((48, 64)))  # the full sizes take seconds
-    monkeypatch.setattr("ddfm.demo.panels.head_phantom", lambda kind: head_phantom((48, 48), kind))
     load = ddfm.cli._pipeline
     monkeypatch.setattr(ddfm.cli, "_pipeline", lambda name, device: load(str(prior), device))
     code, out, _ = ddfm_("demo", tmp_path / "new" / "demo", "--device", "cpu")
     assert code == 0 and len(out.splitlines()) == 4
     assert listing(tmp_path / "new" / "demo") == DEMO
-    assert images.read(tmp_path / "new" / "demo" / "head_pet_fused.png").pixels.shape == (48, 48, 3)
+    assert images.read(tmp_path / "new" / "demo" / "head_pet_fused.png").pixels.shape == (256, 256, 3)
 
 
 @pytest.mark.slow

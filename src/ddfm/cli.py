@@ -49,7 +49,9 @@ PerImage = Annotated[bool, typer.Option("--per-image", help="A row an image too.
 def main() -> None:
     """The console script: one sentence and exit 2 for bad input, 130 for Ctrl-C."""
     try:
-        code = app(standalone_mode=False)  # what typer.Exit carried; newer versions of typer make Ctrl-C a 130 of it
+        code = app(
+            prog_name="ddfm", standalone_mode=False
+        )  # what typer.Exit carried; newer versions of typer make Ctrl-C a 130 of it
     except InputError as error:
         err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(2)

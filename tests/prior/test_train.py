@@ -378,7 +378,7 @@ def test_psnr_is_measured_at_the_right_noise():
     class Guess(torch.nn.Module):
         """Predicts no noise: what is left is the noise itself, sigma of 255."""
 
-        dtype, config = torch.float32, {"in_channels": 1, "block_out_channels": (1,)}
+        dtype, device, config = torch.float32, torch.device("cpu"), {"in_channels": 1, "block_out_channels": (1,)}
 
         def __init__(self):
             super().__init__()
