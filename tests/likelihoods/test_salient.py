@@ -555,7 +555,7 @@ def test_the_prior_takes_the_noise_out_of_the_fusion(embedded, sigma):
     dirty = [noisy(s, sigma, seed=k) for k, s in enumerate(clean)]
     wanted = embedded(clean, generator=seeded()).images[0]
     with_prior = embedded(dirty, generator=seeded()).images[0]
-    without = embedded(dirty, Salient(denoise_sources=False, prior_weight=0.0), generator=seeded()).images[0]
+    without = embedded(dirty, likelihood=Salient(denoise_sources=False, prior_weight=0.0), generator=seeded()).images[0]
     assert psnr(with_prior, wanted) > psnr(without, wanted) + 2
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddfm.colour import prior_split
 from ddfm.prior.load import image_channels, size_multiple
+from ddfm.prior.precision import best_dtype
 from ddfm.prior.tiling import auto_tile, blend, mirror, tiles_per_call
 from ddfm.prior.unet import ResidualUNet
 from ddfm.settings import OVERLAP, Precision, Tile
@@ -116,11 +117,6 @@ class Denoiser:
     def _report(self, fraction: float) -> None:
         if self.progress is not None:
             self.progress(self._done + fraction, self.total)
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies in it, else float32."""
-    return torch.float32
 
 
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:
