@@ -1,0 +1,149 @@
+"""The rule against overwriting: a run never writes onto its own inputs, nor onto a file that it did not make.
+
+    outputs = Outputs([infrared, visible], overwrite=False)
+    outputs.claim("fused.png")  # InputError before the work, not after it
+
+Files are compared by what they are on the disk (device and inode), not by their names: links, hard links, `./x`,
+`a//x` and names that differ in case where the disk does not care are all seen through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from ddfm.errors import InputError
+from ddfm.io.images import quoted
+
+PathLike = str | os.PathLike[str]
+_File = tuple[int, int] | tuple[object, str]  # (device, inode), or of a file to be: (its folder, its name)
+
+
+class Outputs:
+    """What one run may write.
+
+    Args:
+        inputs: All files that the run reads: sources, tables, priors. A folder stands for the files directly in it.
+            What does not exist is left to whoever reads it.
+        overwrite: Whether files that the run did not make may be replaced. Inputs never are.
+    """
+
+    def __init__(self, inputs: Iterable[PathLike], overwrite: bool = False) -> None:
+        self.overwrite = overwrite
+        self._inputs: set[_File] = set()
+        self._folders: set[_File] = set()
+        self._claimed: dict[_File, Path] = {}
+        self._names: dict[tuple[object, str], Path] = {}  # by folder and name without case
+        for path in inputs:
+            self.add_input(path)
+
+    def add_input(self, path: PathLike) -> None:
+        """One more input, as of the constructor."""
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(path)
+            self._inputs.add((status.st_dev, status.st_ino))
+            if os.path.isdir(path):
+                self._folders.add((status.st_dev, status.st_ino))
+                with os.scandir(path) as entries:
+                    for entry in entries:
+                        with contextlib.suppress(OSError):  # a broken link
+                            inside = entry.stat()
+                            self._inputs.add((inside.st_dev, inside.st_ino))
+
+    def claim(self, path: PathLike, ours: bool = False) -> Path:
+        """Reserve a file for a result; the path as it was given.
+
+        ours: whether an earlier run is known to have made the file that may be there.
+
+        Raises:
+            InputError: it is an input, it was claimed before, it exists and is neither ours nor to be overwritten, or
+                no file can have this name.
+        """
+        name, path = quoted(path), Path(path)
+        file, exists = _identity(path, name)
+        if file in self._inputs:
+            raise InputError(f"{name} is one of the sources or other inputs of this run: give the result another name.")
+        if (other := self._claimed.get(file) or self._same_on_this_disk(path)) is not None:
+            raise InputError(f"Two results would go to {name} (also called {quoted(other)}); give each its own name.")
+        if exists and not (ours or self.overwrite) and not path.is_dir():
+            raise InputError(
+                f"{name} exists already; give the result another name, or allow replacing it (--overwrite, or "
+                "overwrite=True in Python)."
+            )
+        self._claimed[file] = path
+        self._names[_folded(path)] = path
+        return path
+
+    def folder(self, path: PathLike) -> Path:
+        """Make a folder for results, rid of what a killed run left half written in it.
+
+        Raises InputError where it cannot be made or is one of the inputs' own folders.
+        """
+        name = quoted(path)
+        try:
+            os.makedirs(path, exist_ok=True)
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in self._folders:
+                raise InputError(f"The results cannot go to {name}: it is a folder of sources; choose another one.")
+            for part in Path(path).glob(".ddfm-*.part"):
+                part.unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"Cannot use the folder {name}: {reason.lower()}; choose another one.") from error
+        return Path(path)
+
+    def _same_on_this_disk(self, path: Path) -> Path | None:
+        """A claimed file that only case or Unicode's normal form tells apart, where the disk does not tell them so."""
+        other = self._names.get(_folded(path))
+        return other if other is not None and _one_name(path.parent, path.name, other.name) else None
+
+
+def _identity(path: Path, name: str) -> tuple[_File, bool]:
+    """The file that a path means, behind all links, and whether it exists. Raises InputError."""
+    try:
+        try:
+            status = os.stat(path)
+            return (status.st_dev, status.st_ino), True
+        except (FileNotFoundError, NotADirectoryError):
+            target = os.path.realpath(path)  # of a link that leads nowhere yet: where writing would put it
+            return (_folder_identity(os.path.dirname(target)), os.path.basename(target)), False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise InputError(
+                f"{name} is a link that leads back to itself; remove it or choose another name."
+            ) from error
+        raise InputError(
+            f"Cannot write {name}: {(error.strerror or str(error)).lower()}; choose another name."
+        ) from error
+    except ValueError as error:  # NUL, or half a character
+        raise InputError(f"Cannot write {name}: that is not a possible file name; choose another one.") from error
+
+
+def _folder_identity(folder: str) -> object:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return folder
+    return status.st_dev, status.st_ino
+
+
+def _folded(path: Path) -> tuple[object, str]:
+    folder = _folder_identity(os.path.realpath(path.parent))
+    return folder, unicodedata.normalize("NFC", path.name).casefold()
+
+
+def _one_name(folder: Path, name: str, other: str) -> bool:
+    """Whether two names are of one file on this folder's disk: tried, as nothing else tells."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ddfm-names-", dir=folder) as trial:
+            (Path(trial) / name).touch()
+            return (Path(trial) / other).exists()
+    except OSError:
+        return name == other
