@@ -21,6 +21,7 @@ from ddfm.colour import lends_colour
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.images import Image, quoted
+from ddfm.io.outputs import Outputs
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -122,9 +123,7 @@ class Scene:
             check_geometry(path, self.like(path))
             if not self.is_volume:
                 check_grey(path, not lends_colour([source.pixels for source in self.sources], colour))
-        target = Path(path).resolve()
-        if any(source.path is not None and source.path.resolve() == target for source in self.sources):
-            raise InputError(f"{quoted(path)} is one of the sources: give the result another name.")
+        Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)
 
     def write(self, path: str | os.PathLike[str], fused: np.ndarray, depth: Depth = "same") -> None:
         """Write what `fuse` gave; the file appears whole or not at all. Raises InputError."""
