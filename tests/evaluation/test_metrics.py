@@ -20,7 +20,7 @@ from ddfm.errors import InputError
 from ddfm.evaluation import metrics as m
 from ddfm.evaluation.metric_parts import gaussian, separable, separable_by_torch
 
-GOLDEN = np.load(Path(__file__).parent / "data" / "metrics.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "data" / "metrics.npz")
 CASES = sorted({key[:2] for key in GOLDEN if key.endswith("_values")})
 
 

@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 from ddfm.errors import InputError
 from ddfm.prior.convert import OPENAI_256, convert_state_dict, load_guided_diffusion, unet_config
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 TINY = json.loads((DATA / "tiny_adm.json").read_text())
 
 

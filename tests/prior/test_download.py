@@ -18,7 +18,7 @@ from ddfm.errors import InputError
 from ddfm.prior import download
 from ddfm.prior.download import Published, cache_dir, cached, pull
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 FILE = (DATA / "tiny_adm.pt").read_bytes()
 SHA = hashlib.sha256(FILE).hexdigest()
 ARGS = json.loads((DATA / "tiny_adm.json").read_text())
