@@ -131,6 +131,47 @@ def test_what_reads_no_further_is_listed_and_the_rest_goes_on(scenes, prior, tmp
     assert {line["name"]: line["error"] for line in lines(tmp_path / "out") if "error" in line} == result.failed
 
 
+@pytest.mark.parametrize("where", ["ddfm.io.images.read_any", "ddfm.io.images.write", "ddfm.runs.batch.fuse_images"])
+@pytest.mark.parametrize("error", [MemoryError(), KeyError("NumberOfFrames"), RuntimeError("out of memory")])
+def test_any_exception_of_a_pair_is_listed_and_the_rest_goes_on(scenes, prior, tmp_path, monkeypatch, where, error):
+    folder, name = where.rsplit(".", 1)
+    original, seen = getattr(__import__(folder, fromlist=[name]), name), []
+
+    def broken(*args, **kwargs):
+        seen.append(1)
+        if len(seen) == 1:
+            raise error
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(where, broken)
+    result = batch(scenes, tmp_path / "out", prior=prior, **QUICK)
+    assert len(result.fused) == 4
+    (sentence,) = result.failed.values()
+    assert ("unexpected" if isinstance(error, KeyError) else "not enough memory") in sentence
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"kind": kind} for kind in (None, {}, [1], ["a", 1, 2], [0, 0, 2, 2], [True, 2, 2], [2**40, 2, 2])),
+        *({"output": output} for output in (None, 3, "a\0b", [])),
+        *({"sources": sources} for sources in (None, {}, [1], [{}], [{"sha256": 1}])),
+        {"sha256": None},
+    ],
+)
+def test_a_damaged_line_of_the_manifest_does_not_count(scenes, prior, tmp_path, change):
+    out = tmp_path / "out"
+    out.mkdir()
+    whole = {"name": "a", "output": "a.png", "sha256": "", "sources": [], "settings": "", "kind": [2, 2, 2, 2]}
+    (out / MANIFEST).write_text("[" * 100_000 + "\n\0\n3\n" + json.dumps(whole | change) + "\n")
+    assert list(ddfm.runs.manifest._lines(out / MANIFEST)) == []
+
+
+def test_the_same_folder_twice_is_refused(scenes, prior, tmp_path):
+    with pytest.raises(InputError, match="twice"):
+        batch([scenes[0], scenes[1] / ".." / "ir"], tmp_path / "out", prior=prior)
+
+
 def test_what_cannot_be_written_is_listed_and_the_rest_goes_on(scenes, prior, tmp_path):
     (tmp_path / "out" / "b.png").mkdir(parents=True)
     result = batch(scenes, tmp_path / "out", prior=prior, **QUICK)
@@ -524,6 +565,8 @@ def test_rows_that_cannot_be_used_are_listed(scenes, prior, tmp_path):
         ("infrared,visible\n", "header"),
         ("infrared,output\nir/a.png,a.png\n", "header"),
         ("a,b\nir/a.png,vi/a.png\nir/a.png,vi/b.png\n", "two rows"),
+        ("a,b,output\nir/a.png,vi/a.png,x\nir/a.png,vi/b.png,./x\n", "two rows"),
+        ("a,b,output\nir/a.png,vi/a.png,s/x\nir/a.png,vi/b.png,s//x\n", "two rows"),
         ("a,b,output\nir/a.png,vi/a.png,a.png\nir/a.png,vi/b.png,a.tif\n", "two rows"),
         ("a,b,output\nir/a.png,vi/a.png,ir/b.png\nir/b.png,vi/b.png,x\n", "over a source"),
         ('a,b\n"ir/a.png,vi/a.png\n', "CSV"),

@@ -194,7 +194,15 @@ class _Run:
                     report(new * done / total)
 
                 began = time.perf_counter()
-                fused = self.network(pipe, group, settings, step)
+                try:
+                    fused = self.network(pipe, group, settings, step)
+                except InputError:  # of the settings, which concern all
+                    raise
+                except Exception as error:
+                    failed = {job.pair.name: _sentence(error) for job in group if not job.complete}
+                    result.failed.update(failed)
+                    report()
+                    continue
                 seconds = time.perf_counter() - began
                 network += seconds
                 computed += new
@@ -226,8 +234,8 @@ class _Run:
         for pair in pairs:
             try:
                 job = self.job(pair)
-            except InputError as error:
-                self.result.failed[pair.name] = str(error)
+            except Exception as error:  # whatever it is, the others go on
+                self.result.failed[pair.name] = _sentence(error)
                 continue
             if job.complete:
                 self.result.skipped.append(job.output)
@@ -282,13 +290,23 @@ class _Run:
                 continue
             try:
                 job.scene.write(job.output, picture, self.depth)
-            except InputError as error:
-                self.result.failed[job.pair.name] = str(error)
+            except Exception as error:  # whatever it is, the others go on
+                self.result.failed[job.pair.name] = _sentence(error)
                 continue
             self.manifest.add(
                 job.pair.name, job.output, job.pair.sources, job.hashes, kind=job.kind, seconds=round(seconds, 3)
             )
             self.result.fused.append(job.output)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong with a pair, in one sentence."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return "There is not enough memory for this pair; try --tile 512 and --batch-size 1."
+    first = (str(error).splitlines() or [""])[0].rstrip(".")
+    return f"An unexpected error ({type(error).__name__}: {first}); please report it."
 
 
 def _recorded(pipe: DDFMPipeline, settings: FusionSettings) -> dict[str, Any]:
@@ -309,6 +327,8 @@ def _from_folders(folders: list[Path], out: Path, suffix: str) -> tuple[list[_Pa
         raise InputError(f"Fusion takes two or more folders of sources, or a CSV file; {len(folders)} folder given.")
     if out.resolve() in [folder.resolve() for folder in folders]:
         raise InputError(f"The results cannot go to {images.quoted(out)}: it is a folder of sources.")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError("The same folder is given twice: give a folder for each sensor.")
     matched, unmatched = pair_by_stem(folders)
     pairs = [
         _Pair(stem, paths, out / f"{stem}{suffix}", out / f"{stem}{_volume_suffix(suffix, paths[0])}")
@@ -343,7 +363,7 @@ def _from_csv(path: Path, out: Path, suffix: str) -> list[_Pair]:
 
 def _from_row(row: dict[str, Any], number: int, sensors: list[str], path: Path, out: Path, suffix: str) -> _Pair:
     files = [row[column] or "" for column in sensors]
-    name = row.get("output") or _stem(Path(files[0]).name) or f"row {number}"
+    name = os.path.normpath(row["output"]) if row.get("output") else _stem(Path(files[0]).name) or f"row {number}"
     stem, volume_suffix = _stem(name), _volume_suffix(suffix, Path(files[0]))
     if stem != name:
         suffix = volume_suffix = name[len(stem) :]

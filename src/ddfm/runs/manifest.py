@@ -97,16 +97,32 @@ class Manifest:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The images' lines of a manifest, if there is one."""
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return
         text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    except (OSError, ValueError):
         return
     for row in text.splitlines():
         try:
             line = json.loads(row)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and {"name", "output", "sha256", "sources", "settings", "kind"} <= line.keys():
+        if _whole(line):
             yield line
+
+
+def _whole(line: Any) -> bool:
+    """Whether a line has all that is read of it: damaged ones do not count."""
+    return (
+        isinstance(line, dict)
+        and all(isinstance(line.get(key), str) for key in ("name", "output", "sha256", "settings"))
+        and "\0" not in line["output"]
+        and isinstance(line.get("sources"), list)
+        and all(isinstance(x, dict) and isinstance(x.get("sha256"), str) for x in line["sources"])
+        and isinstance(line.get("kind"), list)
+        and (not line["kind"] or len(line["kind"]) > 2)
+        and all(type(x) is int and 0 < x < 2**31 for x in line["kind"])
+    )
 
 
 def _json_line(line: dict[str, Any]) -> bytes:
