@@ -284,7 +284,7 @@ def test_the_lock_holds_between_processes_and_dies_with_them(server, tmp_path):
         "with _only_one(pathlib.Path(sys.argv[1]), 'tiny'):\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
-    source = str(Path(download.__file__).parents[1])
+    source = str(Path(download.__file__).parents[2])
     holder = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / ".tiny.lock"), source], stdout=subprocess.PIPE
     )
