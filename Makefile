@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow page clean
 
 demo: .venv/ready
 	$(BIN)/ddfm demo demo
@@ -12,6 +12,11 @@ test: .venv/ready
 
 slow: .venv/ready
 	$(BIN)/pytest -m slow
+
+# Needs a Chromium of the system.
+page: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
+	$(BIN)/pytest -m page -rs
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -1,0 +1,200 @@
+"""The application: routes, page, health and metrics around one `Service`; and `serve`, which runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+
+from ddfm import __version__
+from ddfm.pipeline import DDFMPipeline
+from ddfm.server import api, problems, schemas
+from ddfm.server.guards import LOOPBACK, Guards
+from ddfm.server.limits import Limits
+from ddfm.server.problems import Problem
+from ddfm.server.service import Service
+from ddfm.server.telemetry import MEDIA_TYPE
+
+PAGE = Path(__file__).parent / "static"
+FETCH_SECONDS = 10.0  # that a stopping server waits for the results it has finished to be fetched
+_log = logging.getLogger("uvicorn.error")
+
+
+def create_app(
+    pipes: DDFMPipeline | Sequence[DDFMPipeline],
+    limits: Limits | None = None,
+    *,
+    token: str | None = None,
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
+) -> FastAPI:
+    """The page and the API as an ASGI application, for any server with one process.
+
+    Args:
+        pipes: What fuses: one pipeline, or one for each device.
+        limits: What the server takes on.
+        token: Asked for as `Authorization: Bearer TOKEN` by the API and the metrics; None for no such question.
+        origins: Pages of these origins may call the API (CORS), such as "https://example.org"; none by default.
+        hosts: Names that the server answers to; None for any.
+    """
+    service = Service([pipes] if isinstance(pipes, DDFMPipeline) else list(pipes), limits or Limits())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        expiring = asyncio.create_task(_expire(service))
+        try:
+            yield
+        finally:
+            expiring.cancel()
+            await asyncio.to_thread(service.stop)
+
+    app = FastAPI(
+        title="ddfm",
+        version=__version__,
+        summary="Fuse images of several sensors by diffusion posterior sampling.",
+        description="Errors are RFC 9457 problem details whose `detail` is one sentence.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    problems.install(app)
+    app.include_router(api.routes(service))
+    _add_health(app, service)
+    app.mount("/static", StaticFiles(directory=PAGE), name="static")
+    app.get("/", include_in_schema=False)(_page)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization"],
+            expose_headers=["Location", "Retry-After", "DDFM-Findings"],
+        )
+    app.add_middleware(Guards, telemetry=service.telemetry, token=token, origins=origins, hosts=hosts)
+    _document(app, token)
+    return app
+
+
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    prior: str | Path = "embedded",
+    devices: Sequence[str] = (),
+    limits: Limits | None = None,
+    token: str | None = None,
+    origins: Sequence[str] = (),
+) -> None:
+    """Run the server until SIGINT or SIGTERM; then what runs is finished, and the rest refused.
+
+    Args:
+        host: Address to listen on. On the default, loopback, only this machine's names are answered to.
+        port: Port to listen on.
+        prior: As in `load_prior`.
+        devices: "cpu", "cuda:0" ..., a worker each; none for the best one.
+        limits: As for `create_app`.
+        token: As for `create_app`.
+        origins: As for `create_app`.
+
+    Raises:
+        InputError: a prior that cannot be loaded.
+    """
+    pipes = [DDFMPipeline.from_prior(prior, device) for device in devices or (None,)]
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+    is_loopback = host in ("127.0.0.1", "::1", "localhost")
+    app = create_app(pipes, limits, token=token, origins=origins, hosts=LOOPBACK if is_loopback else None)
+    if not is_loopback and token is None:
+        _log.warning("Whoever reaches this machine can use this server; give it a token to ask for one.")
+    config = uvicorn.Config(app, host, port, log_level="info", access_log=False, server_header=False)
+    _Server(config, app.state.service).run()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that on a signal first finishes what runs, answering all the while; a second signal stops it at once."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGINT or SIGTERM."""
+        if self._draining:
+            self.should_exit = self.force_exit = True
+            self._service.queue.stop()
+            return
+        self._draining = True
+        _log.info("Stopping once what runs is finished; the same signal again stops at once.")
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        queue = self._service.queue
+        queue.drain()
+        while not queue.is_idle:
+            time.sleep(0.05)
+        until = time.monotonic() + FETCH_SECONDS
+        while not queue.is_fetched and time.monotonic() < until:
+            time.sleep(0.05)
+        self.should_exit = True
+
+
+async def _expire(service: Service) -> None:
+    while True:
+        await asyncio.sleep(5)
+        await asyncio.to_thread(service.queue.expire)
+
+
+def _page() -> FileResponse:
+    return FileResponse(PAGE / "index.html")
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/healthz", response_class=Response, responses=text | problems.document(), tags=["operation"])
+    async def healthz() -> Response:
+        """The process answers."""
+        return Response("ok\n", media_type="text/plain")
+
+    @app.get("/readyz", response_class=Response, responses=text | problems.document(503), tags=["operation"])
+    async def readyz() -> Response:
+        """A job sent now would be worked on."""
+        if not service.is_ready:
+            raise Problem(503, "The server is stopping; send the request again later.")
+        return Response("ready\n", media_type="text/plain")
+
+    @app.get("/metrics", response_class=Response, responses=text | problems.document(), tags=["operation"])
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.telemetry.text(), media_type=MEDIA_TYPE)
+
+
+def _document(app: FastAPI, token: str | None) -> None:
+    """What FastAPI cannot know of the OpenAPI: our errors' schema, and the token."""
+    generated = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generated()
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {})["Problem"] = schemas.Problem.model_json_schema()
+        if token is not None:
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{"token": []}]
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,117 @@
+"""The form of a fusion, described once from FusionSettings: for the page, for OpenAPI, for "copy as command"."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from typing import Any
+
+from ddfm.settings import CHOICES, FusionSettings
+
+# Names for people; a field without one gets its own name with spaces.
+_LABELS = {
+    "likelihood": "Method",
+    "contrast": "Contrast",
+    "colour": "Colours",
+    "palette": "Palette",
+    "blend": "Blend",
+    "num_samples": "Samples",
+    "num_inference_steps": "Steps",
+    "sampler": "Sampler",
+    "strength": "Noise strength",
+    "seed": "Seed",
+    "precision": "Precision",
+    "tile": "Tile size",
+    "tile_overlap": "Tile overlap",
+    "roles": "What the sources are",
+}
+_CHOICES = {
+    "likelihood": {"salient": "Salient (recommended)", "paper": "DDFM paper", "released": "DDFM released code"},
+    "contrast": {"natural": "Natural", "strong": "Strong", "minmax": "Full range"},
+    "colour": {"auto": "Automatic", "grey": "Greyscale", "first": "Of the first", "second": "Of the second"},
+    "sampler": {"ddim": "DDIM", "ddpm": "DDPM (ancestral)", "dpm++": "DPM-Solver++"},
+    "precision": {"auto": "Automatic", "float32": "float32", "bfloat16": "bfloat16"},
+}
+_FIRST = ("likelihood", "contrast", "colour", "palette", "blend", "num_samples")  # the others are for experts
+_OPTIONS = {"num_inference_steps": "--steps", "tile_overlap": "--overlap", "num_samples": "--samples"}
+_MINIMUM = {"num_inference_steps": 1, "num_samples": 1, "seed": 0, "tile_overlap": 0}
+READING = {
+    "align": (
+        "Align",
+        "Estimate how far the other images are off the first one (shift, rotation, scale) and move them onto it.",
+    ),
+    "normalise": ("Stretch raw counts", "Stretch dark 14-bit or 16-bit thermal counts to the full range."),
+}
+
+
+def fields() -> list[dict[str, Any]]:
+    """One entry for each form field but `sources`: name, label, help, kind, choices, default, advanced, option."""
+    described = [_field(field) for field in dataclasses.fields(FusionSettings)]
+    order = {name: place for place, name in enumerate(_LABELS)}
+    described.sort(key=lambda field: order.get(field["name"], len(order)))
+    reading = [
+        {"name": name, "label": label, "help": text, "kind": "flag", "choices": [], "default": False}
+        | {"nullable": False, "minimum": None, "advanced": False, "option": f"--{name}"}
+        for name, (label, text) in READING.items()
+    ]
+    return reading + described
+
+
+def form_schema(sources: int) -> dict[str, Any]:
+    """The JSON schema of the multipart form."""
+    properties: dict[str, Any] = {
+        "sources": {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "minItems": 2,
+            "maxItems": sources,
+            "description": "Images of one scene, such as infrared and visible: PNG, JPEG, BMP, TIFF, DICOM or NIfTI.",
+        }
+    }
+    for field in fields():
+        properties[field["name"]] = {"description": field["help"]} | _json_type(field)
+    return {"type": "object", "properties": properties, "required": ["sources"], "additionalProperties": False}
+
+
+def _field(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    kinds = typing.get_args(_TYPES[field.name]) or (_TYPES[field.name],)
+    names = _CHOICES.get(field.name, {})
+    choices = [{"value": value, "label": names.get(value, value)} for value in CHOICES.get(field.name, ())]
+    kind = "choice" if choices else "text" if str in kinds or field.name in ("tile", "roles") else "number"
+    default = field.default if not isinstance(field.default, tuple) else ",".join(field.default)
+    return {
+        "name": field.name,
+        "label": _LABELS.get(field.name, field.name.replace("_", " ").capitalize()),
+        "help": _HELP.get(field.name, ""),
+        "kind": "integer" if kind == "number" and float not in kinds else kind,
+        "choices": choices,
+        "default": default,
+        "nullable": type(None) in kinds,
+        "minimum": _MINIMUM.get(field.name),
+        "advanced": field.name not in _FIRST,
+        "option": _OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}"),
+    }
+
+
+def _json_type(field: dict[str, Any]) -> dict[str, Any]:
+    if field["kind"] == "flag":
+        return {"type": "boolean", "default": False}
+    if field["kind"] == "choice":
+        return {"type": "string", "enum": [choice["value"] for choice in field["choices"]]}
+    if field["kind"] == "integer":
+        return {"type": "integer", "minimum": field["minimum"] or 0, "maximum": 2**31 - 1}
+    if field["kind"] == "number":
+        return {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    return {"type": "string", "maxLength": 200}
+
+
+def _attributes(docstring: str) -> dict[str, str]:
+    """The entries of a Google-style Attributes section, each on one line."""
+    section = docstring.partition("Attributes:")[2]
+    entries = re.findall(r"^        (\w+): (.*(?:\n            .*)*)", section, re.M)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+_TYPES = typing.get_type_hints(FusionSettings)
+_HELP = _attributes(FusionSettings.__doc__ or "")

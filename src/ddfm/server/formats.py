@@ -1,0 +1,56 @@
+"""The kinds of file that a result can be, by media type."""
+
+from __future__ import annotations
+
+from ddfm.runs.scene import Scene
+from ddfm.server.problems import Problem
+
+IMAGES = {"image/png": ".png", "image/tiff": ".tif", "image/jpeg": ".jpg", "image/bmp": ".bmp"}
+VOLUMES = {"application/x-nifti": ".nii.gz", "application/dicom": ".dcm"}
+FORMATS = IMAGES | VOLUMES
+
+
+def negotiate(accept: str, scene: Scene, colour: str) -> str:
+    """The media type of FORMATS that the client likes best of those that this scene's result can be.
+
+    Raises Problem 406 with those there are.
+    """
+    kinds = possible(scene, colour)
+    ranked = sorted(_ranges(accept), key=lambda item: -item[1])  # stable: of equals the first
+    for pattern, quality in ranked:
+        for kind in kinds:
+            if quality > 0 and pattern in ("*/*", kind, f"{kind.split('/')[0]}/*"):
+                return kind
+    *others, last = kinds
+    names = f"{', '.join(others)} or {last}" if others else last
+    raise Problem(406, f"The result can be {names}; ask for one of them in Accept.")
+
+
+def possible(scene: Scene, colour: str) -> list[str]:
+    """The media types of FORMATS that this scene's result can be, the best first."""
+    return [kind for kind in FORMATS if _possible(scene, kind, colour)]
+
+
+def _possible(scene: Scene, kind: str, colour: str) -> bool:
+    """What the writers would say of a result of this kind, without a folder."""
+    from ddfm.colour import lends_colour
+
+    if kind in IMAGES:
+        return not scene.is_volume
+    from ddfm.io.medical import lends_geometry
+
+    coloured = not scene.is_volume and bool(lends_colour([s.pixels for s in scene.sources], colour))  # type: ignore[arg-type]
+    return not coloured and any(lends_geometry(source, f"x{FORMATS[kind]}") for source in scene.sources)
+
+
+def _ranges(accept: str) -> list[tuple[str, float]]:
+    """The media ranges of an Accept header with their quality; none at all means any."""
+    found = []
+    for part in accept.split(",")[:32]:
+        pattern, *parameters = (text.strip().lower() for text in part.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        try:
+            found.append((pattern, float(quality)))
+        except ValueError:
+            found.append((pattern, 0.0))
+    return [item for item in found if item[0]] or [("*/*", 1.0)]

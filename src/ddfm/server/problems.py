@@ -1,0 +1,113 @@
+"""Errors as RFC 9457 problem details: one sentence, the same that the command line prints."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ddfm.errors import InputError
+
+MEDIA_TYPE = "application/problem+json"
+_log = logging.getLogger(__name__)
+
+
+class Problem(InputError):
+    """A request that is answered with `status` and one sentence, `detail`."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, headers
+
+
+def problem_of(error: Exception) -> tuple[int, str]:
+    """Status and sentence of what ended a job."""
+    if isinstance(error, Problem):
+        return error.status, error.detail
+    if isinstance(error, InputError):
+        return 422, str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 503, "The images do not fit into the server's memory; send smaller ones."
+    return 500, "The server failed on this job; its log has the reason."
+
+
+def problem_response(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """The answer: {"type", "title", "status", "detail"} as application/problem+json."""
+    return JSONResponse(problem_body(status, detail), status, headers, MEDIA_TYPE)
+
+
+def problem_body(status: int, detail: str) -> dict[str, Any]:
+    """The members of a problem."""
+    return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application with a problem."""
+    app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(InputError, _input_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _bug)
+
+
+def document(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route for its OpenAPI: these statuses, and those that any route has."""
+    return {status: _documented(status) for status in sorted({401, 403, 404, 405, *statuses})}
+
+
+EXAMPLES = {
+    400: "The form is not valid multipart/form-data; send it again.",
+    401: "This server asks for a token; send it as `Authorization: Bearer TOKEN`.",
+    403: "The request came from a page of another origin; allow that origin with --cors.",
+    404: "There is no job of this id; it may have expired.",
+    405: "The method is not allowed here.",
+    406: "The result can be image/png, image/tiff or image/jpeg; ask for one of them in Accept.",
+    408: "The upload took longer than 60 s; send it again over a faster connection.",
+    409: "The job is still running; wait for its end.",
+    413: "The sources have 70,000,000 pixels together, more than 67,108,864; send smaller images.",
+    415: "notes.txt is not an image that can be read; use PNG, JPEG, BMP, TIFF, DICOM or NIfTI.",
+    422: "visible.png is 640x480 but infrared.png is 320x240; register them to one size first.",
+    429: "The queue is full; send the request again in 4 s.",
+    500: "The server failed on this request; its log has the reason.",
+    503: "The server is stopping; send the request again later.",
+}
+
+
+def _documented(status: int) -> dict[str, Any]:
+    example = problem_body(status, EXAMPLES[status])
+    documented: dict[str, Any] = {
+        "description": HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}},
+    }
+    if status == 429:
+        documented["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+    return documented
+
+
+def _problem(request: Request, error: Any) -> JSONResponse:
+    return problem_response(error.status, error.detail, error.headers)
+
+
+def _input_error(request: Request, error: Exception) -> JSONResponse:
+    return problem_response(422, str(error))
+
+
+def _invalid(request: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:]) or "The request"
+    return problem_response(422, f"{name}: {str(first['msg']).rstrip('.')}.")
+
+
+def _http(request: Request, error: Any) -> JSONResponse:
+    sentences = {404: f"There is nothing at {request.url.path[:200]!r}.", 405: "The method is not allowed here."}
+    detail = sentences.get(error.status_code, f"{str(error.detail).rstrip('.')}.")
+    return problem_response(error.status_code, detail, error.headers)
+
+
+def _bug(request: Request, error: Exception) -> JSONResponse:
+    return problem_response(500, EXAMPLES[500])

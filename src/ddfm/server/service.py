@@ -1,0 +1,184 @@
+"""What the routes work with: from a request to a job in the queue, and from a finished job to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from fastapi import Request
+
+from ddfm.errors import InputError
+from ddfm.io import images
+from ddfm.io.images import Image
+from ddfm.pipeline import DDFMPipeline
+from ddfm.runs.scene import Scene
+from ddfm.server import describe
+from ddfm.server.formats import FORMATS, negotiate
+from ddfm.server.jobs import Job, Queue
+from ddfm.server.limits import Limits
+from ddfm.server.problems import Problem
+from ddfm.server.telemetry import Telemetry
+from ddfm.server.uploads import Upload, claimed_pixels, receive
+from ddfm.server.worker import Worker
+from ddfm.settings import FusionSettings
+
+
+@dataclass
+class Service:
+    """One server's queue, workers and folder of temporary files.
+
+    Attributes:
+        pipes: One for each device.
+        limits: What it takes on.
+    """
+
+    pipes: Sequence[DDFMPipeline]
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Everything but the threads and the folder, which `start` makes."""
+        self.telemetry = Telemetry()
+        self.queue = Queue(self.limits, self.telemetry)
+        self.workers = [Worker(pipe, self.queue) for pipe in self.pipes]
+        self._folder: Path | None = None
+        self._uploads = 0
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._folder = Path(tempfile.mkdtemp(prefix="ddfm-server-"))
+        for worker in self.workers:
+            worker.start()
+
+    def stop(self) -> None:
+        """Stop everything and remove all files."""
+        self.queue.stop()
+        for worker in self.workers:
+            worker.join(timeout=60)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a job sent now would be worked on."""
+        return not self.queue.draining and all(worker.is_alive() for worker in self.workers)
+
+    async def submit(self, request: Request, keep: bool) -> Job:
+        """The scene of a request as a job in the queue; `keep` as in `Job`.
+
+        Raises Problem or InputError for what cannot be fused, found out without the network.
+        """
+        self.queue.check_room()
+        folder = self._new_folder()
+        try:
+            with self._uploading():
+                upload = await receive(request, self.limits, folder)
+                settings, align, normalise = self._fields(upload.fields)
+                pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
+                self.queue.admit(pixels)
+                try:
+                    scene = await anyio.to_thread.run_sync(_read, upload, normalise, align)
+                    if not keep:  # who waits has said in which format
+                        negotiate(request.headers.get("accept", ""), scene, settings.colour)
+                except BaseException:
+                    self.queue.give_up(pixels)
+                    raise
+            job = Job(scene, settings, upload, folder, pixels, keep)
+            self.queue.put(job)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return job
+
+    async def preview(self, request: Request) -> tuple[Upload, list[Image], list[str]]:
+        """The sources of a request as they would be fused, their pixels in memory, and what was done to them."""
+        folder = self._new_folder()
+        try:
+            with self._uploading():
+                upload = await receive(request, self.limits, folder, least=1)
+                _, align, normalise = self._fields(upload.fields)
+                pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
+                self.queue.admit(pixels)
+                try:
+                    if len(upload.paths) > 1 and align:
+                        scene = await anyio.to_thread.run_sync(_read, upload, normalise, True)
+                        return upload, scene.sources, scene.findings
+                    return upload, await anyio.to_thread.run_sync(_read_each, upload, normalise), []
+                finally:
+                    self.queue.give_up(pixels)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def file(self, job: Job, accept: str) -> tuple[bytes, str]:
+        """A finished job's result as a file of the kind the client likes best, with its sources' metadata: bytes, kind.
+
+        Raises Problem: 406, 409 where there is no result yet, or what ended the job.
+        """
+        check_done(job)
+        assert job.fused is not None
+        kind = negotiate(accept, job.scene, job.settings.colour)
+        path = job.folder / f"result-{secrets.token_hex(8)}{FORMATS[kind]}"
+        try:
+            with job.upload.named():
+                job.scene.write(path, job.fused)
+            data = path.read_bytes()
+        finally:
+            path.unlink(missing_ok=True)
+        job.fetched = True
+        return data, kind
+
+    def _new_folder(self) -> Path:
+        assert self._folder is not None
+        return Path(tempfile.mkdtemp(dir=self._folder))
+
+    @contextlib.contextmanager
+    def _uploading(self) -> Iterator[None]:
+        """Counts the requests whose bodies are received and decoded."""
+        if self._uploads >= self.limits.uploads:
+            self.telemetry.refused.inc()
+            raise Problem(
+                429, "Too many uploads are on their way; send the request again in 1 s.", {"Retry-After": "1"}
+            )
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+
+    def _fields(self, fields: dict[str, str]) -> tuple[FusionSettings, bool, bool]:
+        """Settings, align, normalise. Raises InputError."""
+        align, normalise = (_flag(name, fields.get(name, "")) for name in describe.READING)
+        settings = FusionSettings.from_strings({k: v for k, v in fields.items() if k not in describe.READING})
+        if settings.num_samples > self.limits.samples:
+            raise InputError(f"num_samples is at most {self.limits.samples} here, not {settings.num_samples}.")
+        return settings, align, normalise
+
+
+def check_done(job: Job) -> None:
+    """Raise Problem where a job has no result: 409 if not yet, else what ended it."""
+    if job.problem is not None:
+        raise Problem(*job.problem)
+    if job.state != "done":
+        raise Problem(409, f"The job is still {job.state}; wait for its end.")
+
+
+def _read(upload: Upload, normalise: bool, align: bool) -> Scene:
+    with upload.named():
+        scene = Scene.read(upload.paths, normalise, align)
+        return Scene(scene.sources, [upload.in_words(finding) for finding in scene.findings])
+
+
+def _read_each(upload: Upload, normalise: bool) -> list[Image]:
+    with upload.named():
+        return [images.read_any(path, normalise) for path in upload.paths]
+
+
+def _flag(name: str, text: str) -> bool:
+    if text.lower() not in ("", "true", "false", "1", "0", "on", "off"):
+        raise InputError(f"{name} is true or false, not {text[:80]!r}.")
+    return text.lower() in ("true", "1", "on")

@@ -1,0 +1,233 @@
+"""A multipart form to temporary files and text, with every bound checked before the work that it bounds.
+
+A client's file name is only ever shown: the files are called 1.png, 2.nii.gz ..., with an ending from a list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import PIL.Image
+import tifffile
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from ddfm.errors import InputError
+from ddfm.io.codecs import one_sentence
+from ddfm.server.limits import Limits
+from ddfm.server.problems import Problem
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".dicom")
+_LONGEST_NAME, _FIELDS, _FIELD_BYTES = 80, 64, 4096
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DEFLATED = "1.2.840.10008.1.2.1.99"  # a DICOM transfer syntax that is unpacked whole before anything can be checked
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A request's sources and fields.
+
+    Attributes:
+        paths: The temporary files, in the client's order.
+        names: What the client calls them, for sentences.
+        fields: The other form fields.
+    """
+
+    paths: list[Path]
+    names: list[str]
+    fields: dict[str, str]
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Sentences of an InputError speak of the client's names, not of the temporary files."""
+        try:
+            yield
+        except Problem:
+            raise
+        except InputError as error:
+            raise InputError(self.in_words(str(error))) from error
+
+    def in_words(self, sentence: str) -> str:
+        """The sentence with the client's names in place of the temporary files'."""
+        for path, name in zip(self.paths, self.names, strict=True):
+            sentence = sentence.replace(str(path), name)
+        return sentence
+
+
+async def receive(request: Request, limits: Limits, folder: Path, least: int = 2) -> Upload:
+    """The form of a request, its files in `folder`.
+
+    Raises Problem: 400 for what is no form, 408 and 413 for one that is too slow or too large, 415 for one of another
+    type, 422 for the wrong number of sources.
+    """
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "multipart/form-data":
+        raise Problem(415, "The request is not multipart/form-data; send the images as its `sources`.")
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limits.upload_bytes:
+        raise _too_large(limits)
+    try:
+        with anyio.fail_after(limits.upload_seconds):
+            items = await _parse(request, limits)
+    except TimeoutError:
+        seconds = f"{limits.upload_seconds:g} s"
+        raise Problem(408, f"The upload took longer than {seconds}; send it again over a faster connection.") from None
+    files = [value for _, value in items if isinstance(value, UploadFile)]
+    try:
+        upload = _sorted(items, folder, limits, least)
+        for file, path in zip(files, upload.paths, strict=True):
+            await anyio.to_thread.run_sync(_save, file, path)
+    finally:
+        for file in files:
+            file.file.close()
+    return upload
+
+
+def claimed_pixels(upload: Upload) -> int:
+    """Pixels of all files together as their headers claim; nothing is decoded.
+
+    Raises Problem 415 for a file that is no image, InputError for a header that cannot be read.
+    """
+    with upload.named():
+        return sum(_claimed(path, name) for path, name in zip(upload.paths, upload.names, strict=True))
+
+
+def _too_large(limits: Limits) -> Problem:
+    return Problem(413, f"The upload is larger than {limits.upload_bytes / 2**20:g} MiB; send smaller images.")
+
+
+class _Form(MultiPartParser):
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
+
+
+async def _parse(request: Request, limits: Limits) -> list[tuple[str, str | UploadFile]]:
+    async def bounded() -> AsyncIterator[bytes]:
+        received = 0
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > limits.upload_bytes:
+                raise _too_large(limits)
+            yield chunk
+
+    parser = _Form(
+        request.headers,
+        bounded(),  # type: ignore[arg-type]  # it asks for a generator and only iterates
+        max_files=_FIELDS,
+        max_fields=_FIELDS,
+        max_part_size=_FIELD_BYTES,
+    )
+    try:
+        items = (await parser.parse()).multi_items()
+    except MultiPartException as error:
+        raise Problem(400, f"{error.message.rstrip('.')}.") from error
+    except (Problem, TimeoutError):
+        raise
+    except Exception as error:  # the parser trusts its input in places: KeyError, AssertionError, UnicodeError ...
+        raise Problem(400, "The form is not valid multipart/form-data; send it again.") from error
+    if not parser.complete:
+        for _, value in items:
+            if isinstance(value, UploadFile):
+                value.file.close()
+        raise Problem(400, "The form ends before its last boundary; send it again.")
+    return items
+
+
+def _sorted(items: list[tuple[str, Any]], folder: Path, limits: Limits, least: int) -> Upload:
+    paths, names, fields = list[Path](), list[str](), dict[str, str]()
+    for field, value in items:
+        if isinstance(value, UploadFile) != (field == "sources"):
+            what = "a file, not text" if field == "sources" else "text, not a file"
+            raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} is {what}; the files are called `sources`.")
+        if isinstance(value, UploadFile):
+            name = _shown(value.filename or "", len(paths) + 1)
+            paths.append(folder / f"{len(paths) + 1}{_ending(value.filename or '')}")
+            names.append(name if name not in names else f"{name} (source {len(names) + 1})")
+        elif field in fields:
+            raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} is there twice; send it once.")
+        else:
+            fields[field] = value
+    if not least <= len(paths) <= limits.sources:
+        raise Problem(422, f"Fusion takes {least} to {limits.sources} sources, not {len(paths)}.")
+    return Upload(paths, names, fields)
+
+
+def _shown(name: str, number: int) -> str:
+    """The last part of a client's path, if it prints on one line."""
+    name = name.replace("\\", "/").rpartition("/")[2].strip()
+    if not name or not name.isprintable():
+        return f"Source {number}"
+    return name if len(name) <= _LONGEST_NAME else f"{name[:40]}...{name[-36:]}"
+
+
+def _ending(name: str) -> str:
+    """One of ENDINGS: the name's own, which DICOM and NIfTI are known by, or none."""
+    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(ending)), "")
+
+
+def _save(upload: UploadFile, path: Path) -> None:
+    with open(path, "xb") as file:
+        shutil.copyfileobj(upload.file, file, 2**20)
+
+
+def _claimed(path: Path, name: str) -> int:
+    with open(path, "rb") as file:
+        head = file.read(352)
+    if not head:
+        raise InputError(f"{name} is empty (0 bytes); save or copy it again.")
+    if head[128:132] == b"DICM":
+        return _claimed_dicom(path, name)
+    with one_sentence(name):
+        if path.name.endswith((".nii", ".nii.gz")):
+            return _claimed_nifti(path)
+        if head.startswith(_TIFF):
+            with tifffile.TiffFile(path) as tiff:
+                page = tiff.pages.first
+                return int(page.imagewidth * page.imagelength)
+        try:
+            with PIL.Image.open(path, formats=("PNG", "JPEG", "BMP", "GIF", "WEBP")) as image:
+                return int(image.width * image.height)
+        except PIL.Image.DecompressionBombError as error:
+            raise Problem(413, f"{name} has more pixels than this server takes; send a smaller image.") from error
+        except PIL.UnidentifiedImageError as error:
+            if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"RIFF")):
+                raise  # an image, and damaged
+            raise Problem(
+                415, f"{name} is not an image that can be read; use PNG, JPEG, BMP, TIFF, DICOM or NIfTI."
+            ) from error
+
+
+def _claimed_nifti(path: Path) -> int:
+    import gzip
+
+    import nibabel
+
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path) if packed else open(path, "rb") as file:
+        header: Any = nibabel.Nifti1Header
+        return math.prod(header.from_fileobj(io.BytesIO(file.read(352))).get_data_shape())
+
+
+def _claimed_dicom(path: Path, name: str) -> int:
+    try:
+        import pydicom
+    except ImportError as error:
+        raise InputError(f"{name} needs the package pydicom; run `pip install ddfm[medical]`.") from error
+    with one_sentence(name):
+        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        if syntax == _DEFLATED:
+            raise Problem(415, f"{name} is a deflated DICOM file; save it uncompressed.")
+        tags = ["Rows", "Columns", "NumberOfFrames"]
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        return math.prod(int(header.get(tag) or 1) for tag in tags)

@@ -1,0 +1,88 @@
+"""One thread a device: takes jobs from the queue, those of one size together, and fuses them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddfm.pipeline import DDFMPipeline, Progress
+from ddfm.runs.scene import Scene
+from ddfm.server.jobs import Job, Queue
+from ddfm.server.problems import Problem
+from ddfm.settings import FusionSettings
+
+_log = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):
+    """Nobody wants the result any more."""
+
+
+def fuse_scenes(
+    pipe: DDFMPipeline, scenes: Sequence[Scene], settings: Sequence[FusionSettings], progress: Progress
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scenes of one size, whose settings differ in the seed alone: (fused (B, ...), std (B, H, W) or None).
+
+    A scene's result does not depend on those it is fused with. A volume comes alone.
+    """
+    if scenes[0].is_volume:
+        return scenes[0].fuse(pipe, settings[0], progress)[None], None
+    sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
+    generators = [torch.Generator().manual_seed(each.seed) for each in settings]
+    output: Any = pipe([list(images) for images in sensors], settings[0], generator=generators, progress=progress)
+    return np.asarray(output.images), output.std
+
+
+class Worker(threading.Thread):
+    """Fuses the queue's jobs on one pipeline until the queue is drained."""
+
+    def __init__(self, pipe: DDFMPipeline, queue: Queue) -> None:
+        super().__init__(name=f"ddfm-worker-{pipe.device}", daemon=True)
+        self.pipe, self.queue = pipe, queue
+        self.batch_size = queue.limits.batch_size or (1 if pipe.device.type == "cpu" else 8)
+
+    def run(self) -> None:
+        """Until `Queue.take` gives None."""
+        while (batch := self.queue.take(self.batch_size)) is not None:
+            self._run(batch)
+
+    def _run(self, batch: list[Job]) -> None:
+        self.queue.telemetry.batches.observe(len(batch))
+        try:
+            fused, std = self._fuse(batch)
+        except Exception as error:
+            if len(batch) > 1 and not isinstance(error, (_Stopped, Problem)):  # one of them, or all together too much
+                for job in batch:
+                    self._run([job])
+                return
+            if not isinstance(error, (_Stopped, ValueError)):
+                _log.exception("a job failed")
+            for job in batch:
+                self.queue.finish(job, error)
+            return
+        for k, job in enumerate(batch):
+            job.fused, job.std = fused[k], None if std is None else std[k]
+            self.queue.finish(job)
+
+    def _fuse(self, batch: list[Job]) -> tuple[np.ndarray, np.ndarray | None]:
+        limit = self.queue.limits.job_seconds
+        deadline = time.monotonic() + limit
+
+        def progress(done: float, total: int) -> None:
+            """After each evaluation of the network: the only place where a fusion can be stopped."""
+            for job in batch:
+                job.progress = (done, total)
+            if all(job.cancelled for job in batch):
+                raise _Stopped
+            if time.monotonic() > deadline:
+                raise Problem(503, f"The job took longer than {limit:g} s; send smaller images or ask for fewer steps.")
+
+        if all(job.cancelled for job in batch):
+            raise _Stopped
+        return fuse_scenes(self.pipe, [job.scene for job in batch], [job.settings for job in batch], progress)

@@ -1,0 +1,204 @@
+"""The page in a headless Chromium (`make page`)."""
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs ddfm[server]")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+
+import PIL.Image
+import uvicorn
+from conftest import made_picture
+
+from ddfm.server import app as app_module
+from ddfm.server import create_app, worker
+
+pytestmark = pytest.mark.page
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def address(tiny_prior):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(tiny_prior), "127.0.0.1", port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    context = browser.new_context(viewport={"width": 1300, "height": 800}, accept_downloads=True, bypass_csp=True)
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.problems, page.asked = [], []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#examples button")
+    yield page
+    assert not page.problems
+    assert all(url.startswith((address, "blob:", "data:")) for url in page.asked)  # nothing from outside
+    context.close()
+
+
+def give(page, *sizes):
+    files = []
+    for k, (height, width) in enumerate(sizes):
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(made_picture(height, width, seed=k)).save(buffer, "PNG")
+        files.append({"name": f"source{k}.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
+    page.set_input_files("#file", files)
+    page.wait_for_selector("#list img")
+
+
+def fuse(page):
+    page.click("#fuse")
+    page.wait_for_selector("#metrics:not([hidden])")
+
+
+def test_weight():
+    assert sum(path.stat().st_size for path in app_module.PAGE.iterdir()) < 300_000
+
+
+def test_drop_fuse_compare_download(page):
+    page.evaluate(
+        """async () => {
+            const transfer = new DataTransfer();
+            for (const name of ["infrared", "visible"]) {
+                const blob = await (await fetch(`/v1/examples/night_street/${name}.png`)).blob();
+                transfer.items.add(new File([blob], `${name}.png`));
+            }
+            dispatchEvent(new DragEvent("drop", { dataTransfer: transfer }));
+        }"""
+    )
+    page.wait_for_selector("#stage .pane:nth-child(2)")  # both at once
+    fuse(page)  # the only click
+    for mode in ("sides", "swipe", "onion", "checker", "flicker", "difference"):
+        page.check(f"#modes input[value={mode}]", force=True)
+        page.wait_for_function("[...document.querySelectorAll('#stage img')].every(i => i.complete && i.naturalWidth)")
+    page.check("#modes input[value=swipe]", force=True)
+    assert page.locator("#stage .tag").all_inner_texts() == ["infrared.png", "Fused"]
+    page.select_option("#against", label="visible.png")
+    assert "visible.png" in page.inner_text("#stage")
+    page.focus("#stage")
+    page.keyboard.press("+")
+    assert page.evaluate("document.querySelector('#scale').value") != ""
+    with page.expect_download() as download:
+        page.click("#download")
+    assert PIL.Image.open(download.value.path()).size == (640, 480)
+    assert "Edge transfer" in page.inner_text("#table")
+
+
+def test_uncertainty_and_command(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    give(page, (40, 50), (40, 50))
+    page.fill("#set-num_samples", "2")
+    fuse(page)
+    page.check("#modes input[value=uncertainty]", force=True)
+    page.click("#command")
+    page.wait_for_function("document.querySelector('#said').textContent.includes('copied')")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == "ddfm fuse source0.png source1.png -o fused.png --samples 2"
+
+
+def test_an_error_is_shown(page):
+    give(page, (40, 50), (41, 50))
+    page.click("#fuse")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "source1.png is 50x41 but source0.png is 50x40" in page.inner_text("#error")
+
+
+def test_cancel(page, monkeypatch):
+    ended = threading.Event()
+
+    def slow(pipe, scenes, settings, progress):
+        try:
+            for k in range(3000):
+                progress(float(k), 3000)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(worker, "fuse_scenes", slow)
+    give(page, (40, 50), (40, 50))
+    page.click("#fuse")
+    page.wait_for_function("document.querySelector('#doing').textContent.startsWith('Fusing')")
+    page.click("#cancel")
+    assert ended.wait(3)
+    page.wait_for_selector("#fuse:not([hidden])")
+
+
+def test_keyboard_only(page):
+    page.keyboard.press("Tab")
+    for _ in range(20):
+        if page.evaluate("document.activeElement.textContent").startswith("Night street"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#list img")
+    page.focus("#fuse")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#metrics:not([hidden])")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone(page, scheme):
+    page.set_viewport_size({"width": 375, "height": 740})
+    page.emulate_media(color_scheme=scheme)
+    give(page, (40, 50), (40, 50))
+    fuse(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(ground[4:].split(",")[0]) < 128) == (scheme == "dark")
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory):
+    """The script of axe-core, fetched by npm."""
+    folder = tmp_path_factory.mktemp("axe")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("no npm to fetch axe-core with")
+    command = [npm, "install", "--prefix", str(folder), "--no-audit", "--no-fund", "axe-core"]
+    if subprocess.run(command, capture_output=True, timeout=120, env=dict(os.environ)).returncode:
+        pytest.skip("axe-core cannot be fetched")
+    return (folder / "node_modules/axe-core/axe.min.js").read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(page, axe, scheme):
+    page.emulate_media(color_scheme=scheme)
+    for step in ("start", "loaded", "fused"):
+        if step == "loaded":
+            give(page, (40, 50), (40, 50))
+        if step == "fused":
+            fuse(page)
+        page.evaluate(axe)
+        found = page.evaluate("async () => (await axe.run()).violations")
+        serious = [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+        assert not serious, (step, serious)
