@@ -313,6 +313,24 @@ def bench(
     _report(evaluation, csv, json, html, per_image)
 
 
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    prior: Prior = "embedded",
+    device: Annotated[list[str], typer.Option(help="cpu, cuda:0, ...; one worker for each.")] = [],  # noqa: B006
+    token: Annotated[str | None, typer.Option(envvar="DDFM_TOKEN", help="Ask clients for this bearer token.")] = None,
+    cors: Annotated[list[str], typer.Option(help="A further origin whose pages may call the service.")] = [],  # noqa: B006
+) -> None:
+    """Serve the page and the HTTP API (needs `pip install ddfm[server]`).
+
+    Example: ddfm serve --port 8000
+    """
+    from ddfm.server import serve as run_server
+
+    run_server(host, port, prior=prior, devices=device, token=token, origins=cors)
+
+
 @prior_app.command("info")
 def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded") -> None:
     """What a prior is: parameters, channels, what it predicts, and its model card if it has one."""
