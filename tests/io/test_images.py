@@ -370,7 +370,7 @@ def test_tiff_pages_in_a_circle_end(tmp_path):
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in entries)
     looped = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 8)
     (tmp_path / "a.tif").write_bytes(looped.ljust(400, b"\0"))
-    code = "import sys; from ddfm import images\ntry: images.read(sys.argv[1])\nexcept ValueError: pass"
+    code = "import sys; from ddfm.io import images\ntry: images.read(sys.argv[1])\nexcept ValueError: pass"
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.tif"], timeout=60, check=True)
 
 

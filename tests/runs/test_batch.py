@@ -105,9 +105,10 @@ def test_the_manifest_says_how_it_was_made(scenes, prior, tmp_path):
     batch(scenes, tmp_path / "out", prior=prior, seed=5, **QUICK)
     header, *pictures = lines(tmp_path / "out")
     assert header["settings"]["settings"]["seed"] == 5
-    assert header["settings"]["options"]["num_inference_steps"] == 3
-    assert header["settings"]["options"]["likelihood"].startswith("Paper(")
-    assert header["settings"]["options"]["sampler"] == "ddim"  # a default
+    assert header["settings"]["settings"]["num_inference_steps"] == 3
+    assert header["settings"]["settings"]["likelihood"].startswith("Paper(")
+    assert header["settings"]["settings"]["sampler"] is None  # the registered scheduler, which is named beside
+    assert header["settings"]["scheduler"] == "DPMSolverMultistepScheduler"
     assert {"python", "torch", "diffusers"} <= header["versions"].keys()
     assert sorted(line["name"] for line in pictures) == ["a", "b", "c", "d", "e"]
     for line in pictures:
