@@ -9,49 +9,52 @@ added and each channel clipped (which turns hues), and the average of the images
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from skimage.color import deltaE_ciede2000, rgb2lab
+import skimage.color
 
 from ddfm import fuse
 from ddfm.colour import chroma_offset, luma, split
-from ddfm.evaluation.evaluate import pair_by_stem
 from ddfm.io import images
+from ddfm.io.pairing import pair_by_stem
 
 NOTHING = 1e9
+colour: Any = skimage.color  # which has no types
 
 
 def clipped(y: np.ndarray, coloured: np.ndarray) -> np.ndarray:
-    return np.clip(y[..., None] + chroma_offset(split(coloured)[1]), 0, 1)
+    return np.asarray(np.clip(y[..., None] + chroma_offset(split(coloured)[1]), 0, 1))
 
 
-def row(picture: np.ndarray, coloured: np.ndarray) -> list[float]:
+def row(image: np.ndarray, coloured: np.ndarray) -> list[float]:
     bright = coloured.max(axis=-1) > 0.5
-    one, other = rgb2lab(coloured)[bright], rgb2lab(picture)[bright]
-    hue = deltaE_ciede2000(one, other, kL=NOTHING, kC=NOTHING)
-    chroma = deltaE_ciede2000(one, other, kL=NOTHING, kH=NOTHING)
+    one, other = colour.rgb2lab(coloured)[bright], colour.rgb2lab(image)[bright]
+    hue = colour.deltaE_ciede2000(one, other, kL=NOTHING, kC=NOTHING)
+    chroma = colour.deltaE_ciede2000(one, other, kL=NOTHING, kH=NOTHING)
     sizes = [np.hypot(lab[:, 1], lab[:, 2]) for lab in (other, one)]
     return [hue.mean(), np.quantile(hue, 0.95), chroma.mean(), sizes[0].sum() / max(sizes[1].sum(), 1e-9)]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs=2, type=Path)
     parser.add_argument("--pairs", type=int, default=12)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     rows: dict[str, list[list[float]]] = {"ddfm": [], "clipped": [], "average": []}
     pairs, _ = pair_by_stem(args.folders)
     for paths in list(pairs.values())[: args.pairs]:
         first, coloured = (images.read(path).pixels for path in paths)
         fused = fuse(first, coloured)
         grey = np.repeat(luma(first)[..., None], 3, axis=-1)
-        for name, picture in (
+        for name, image in (
             ("ddfm", fused),
             ("clipped", clipped(luma(fused), coloured)),
             ("average", (grey + coloured) / 2),
         ):
-            rows[name].append(row(picture, coloured))
+            rows[name].append(row(image, coloured))
     print(f"{len(rows['ddfm'])} pairs          hue  its 95 %  chroma  chroma over the source's")
     for name, values in rows.items():
         print(f"{name:14}" + "".join(f"{value:10.2f}" for value in np.mean(values, axis=0)))

@@ -10,6 +10,9 @@ import argparse
 import math
 import platform
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,8 +20,10 @@ from scipy.signal import convolve2d
 
 from ddfm.evaluation import metrics
 
+T = TypeVar("T")
 
-def plain_vif(fused, sources):
+
+def plain_vif(fused: np.ndarray, sources: Sequence[np.ndarray]) -> float:
     """Sum over the sources of the pixel-domain VIF, dense 2-D windows, one source after another."""
     total = 0.0
     for reference in sources:
@@ -29,8 +34,8 @@ def plain_vif(fused, sources):
             window = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * (size / 5) ** 2))
             window /= window.sum()
 
-            def local(x, window=window):
-                return convolve2d(x, window, mode="valid")
+            def local(x: np.ndarray, window: np.ndarray = window) -> np.ndarray:
+                return np.asarray(convolve2d(x, window, mode="valid"))
 
             if scale:
                 r, f = local(r)[::2, ::2], local(f)[::2, ::2]
@@ -45,11 +50,11 @@ def plain_vif(fused, sources):
     return total
 
 
-def plain_qabf(fused, sources):
+def plain_qabf(fused: np.ndarray, sources: Sequence[np.ndarray]) -> float:
     """Edge preservation with zero-padded Sobel kernels, one image after another."""
     across = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
 
-    def edges(x):
+    def edges(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         gx, gy = convolve2d(x, across, mode="same"), convolve2d(x, -across.T, mode="same")
         with np.errstate(divide="ignore", invalid="ignore"):
             angle = np.where(gx == 0, math.pi / 2, np.arctan(gy / gx))
@@ -67,22 +72,21 @@ def plain_qabf(fused, sources):
     return top / bottom
 
 
-def made_pair(width, height):
+def made_pair(width: int, height: int) -> tuple[np.ndarray, list[np.ndarray]]:
     rng = np.random.default_rng(0)
-    pictures = []
+    pair = []
     for _ in range(2):
-        x = sum(
-            np.kron(rng.normal(size=(-(-height // k), -(-width // k))), np.ones((k, k)))[:height, :width] * k
-            for k in (1, 4, 16, 64)
-        )
-        pictures.append(np.rint((x - x.min()) / np.ptp(x) * 255))
-    a, b = pictures
+        x = np.zeros((height, width))
+        for k in (1, 4, 16, 64):
+            x += np.kron(rng.normal(size=(-(-height // k), -(-width // k))), np.ones((k, k)))[:height, :width] * k
+        pair.append(np.rint((x - x.min()) / np.ptp(x) * 255))
+    a, b = pair
     return np.rint(0.6 * a + 0.4 * b), [a, b]
 
 
-def best(call, repeats):
+def best(call: Callable[[], T], repeats: int) -> tuple[float, float, T]:
     """(best wall seconds, its CPU seconds, last result) after one warm-up."""
-    call()
+    result = call()
     times = []
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -91,11 +95,11 @@ def best(call, repeats):
     return *min(times), result
 
 
-def main():
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", nargs=2, type=int, default=(640, 480), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     fused, sources = made_pair(*options.size)
     print(
         f"{options.size[0]}x{options.size[1]}, torch {torch.__version__}, {torch.get_num_threads()} threads, ", end=""
@@ -105,13 +109,12 @@ def main():
     wall, cpu, _ = best(lambda: metrics.fusion_metrics(fused, sources), options.repeats)
     print(f"the twelve   {wall:7.3f} s wall  {cpu:7.3f} s CPU")
     for name, plain in (("VIF", plain_vif), ("Qabf", plain_qabf)):
-        wall, cpu, value = best(
-            lambda name=name: metrics.fusion_metrics(fused, sources, names=[name])[name], options.repeats
-        )
+        ours = partial(metrics.fusion_metrics, fused, sources, names=[name])
+        wall, cpu, values = best(ours, options.repeats)
         start, start_cpu = time.perf_counter(), time.process_time()
         expected = plain(fused, sources)
         plain_wall, plain_cpu = time.perf_counter() - start, time.process_time() - start_cpu
-        assert math.isclose(value, expected, rel_tol=1e-6), (name, value, expected)
+        assert math.isclose(values[name], expected, rel_tol=1e-6), (values, expected)
         print(
             f"{name:5s} ddfm  {wall:7.3f} s wall  {cpu:7.3f} s CPU;  "
             f"plain {plain_wall:7.3f} s wall {plain_cpu:7.3f} s CPU;  "

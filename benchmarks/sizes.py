@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -26,15 +27,16 @@ from ddfm.pipeline import DDFMPipeline
 def made_pair(height: int, width: int) -> list[np.ndarray]:
     """Smooth shapes, edges and texture at several scales; uint8 (H, W) and (H, W, 3)."""
     rng = np.random.default_rng(0)
-    pictures = []
+    pair = []
     for channels in (1, 3):
         out = np.zeros((height, width, channels), np.uint8)
         for size, amplitude in ((8, 90), (64, 60), (512, 30)):
             coarse = rng.integers(0, amplitude, (size, size, channels), np.uint8)
             how = cv2.INTER_NEAREST if size == 64 else cv2.INTER_LINEAR
-            out += cv2.resize(coarse, (width, height), interpolation=how).reshape(out.shape)
-        pictures.append(out[..., 0] if channels == 1 else out)
-    return pictures
+            resized = np.asarray(cv2.resize(coarse, (width, height), interpolation=how), np.uint8)
+            out += resized.reshape(out.shape)
+        pair.append(out[..., 0] if channels == 1 else out)
+    return pair
 
 
 def pipeline(prior: str) -> DDFMPipeline:
@@ -57,16 +59,16 @@ def one(height: int, width: int, steps: int, tile: int | None, prior: str) -> No
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{width}x{height}")
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        fused = pipe(
+        images = pipe(
             pair,
             num_inference_steps=steps,
             tile=tile or "auto",
             generator=torch.Generator().manual_seed(0),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-        ).images[0]
+        ).images
         seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    assert fused.shape == (height, width, 3)
+    assert isinstance(images, np.ndarray) and images[0].shape == (height, width, 3)
     print(
         f"{width}x{height}  {seconds:8.1f} s  {seconds / megapixels:6.2f} s/MP  {cpu / megapixels:6.2f} CPU s/MP"
         f"  peak {peak:5.2f} GiB",
@@ -74,16 +76,17 @@ def one(height: int, width: int, steps: int, tile: int | None, prior: str) -> No
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megapixels", type=float, nargs="+", default=[1, 4, 16, 100])
     parser.add_argument("--shape", type=int, nargs=2, help="height and width of a single run, in this process")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--tile", type=int)
     parser.add_argument("--prior", default="embedded")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.shape:
-        one(*args.shape, args.steps, args.tile, args.prior)
+        height, width = args.shape
+        one(height, width, args.steps, args.tile, args.prior)
         return
     for megapixels in args.megapixels:
         side = str(round((megapixels * 1e6) ** 0.5))

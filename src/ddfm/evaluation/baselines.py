@@ -12,12 +12,14 @@ from ddfm.errors import InputError
 
 def average(sources: Sequence[np.ndarray]) -> np.ndarray:
     """Pixel-wise mean of two or more sources, each (H, W) in [0, 1], to (H, W) float32 in [0, 1]."""
-    return _stack(sources).mean(0, dtype=np.float32)
+    mean: np.ndarray = _stack(sources).mean(0, dtype=np.float32)
+    return mean
 
 
 def maximum(sources: Sequence[np.ndarray]) -> np.ndarray:
     """Pixel-wise maximum of two or more sources, each (H, W) in [0, 1], to (H, W) float32 in [0, 1]."""
-    return _stack(sources).max(0)
+    largest: np.ndarray = _stack(sources).max(0)
+    return largest
 
 
 def laplacian_pyramid(sources: Sequence[np.ndarray], levels: int = 4) -> np.ndarray:
@@ -35,10 +37,10 @@ def laplacian_pyramid(sources: Sequence[np.ndarray], levels: int = 4) -> np.ndar
         strongest = np.abs(bands).argmax(0)
         details.append(np.take_along_axis(bands, strongest[None], 0)[0])
         coarse = smaller
-    fused = np.stack(coarse).mean(0, dtype=np.float32)
+    fused: np.ndarray = np.stack(coarse).mean(0, dtype=np.float32)
     for band in reversed(details):
         fused = _expand(fused, band) + band
-    return fused.clip(0, 1)
+    return np.asarray(fused.clip(0, 1))
 
 
 BASELINES = {"average": average, "maximum": maximum, "laplacian_pyramid": laplacian_pyramid}

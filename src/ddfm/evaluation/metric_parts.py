@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -72,7 +72,7 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson correlation of planes."""
     x, y = (z.flatten(-2) for z in (x, y))
     x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
-    dot = torch.linalg.vecdot
+    dot: Callable[[Tensor, Tensor], Tensor] = torch.linalg.vecdot
     return dot(x, y) / (dot(x, x) * dot(y, y)).sqrt()
 
 
@@ -118,7 +118,7 @@ def local_moments(x: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     stack[: n + 1] = x
     torch.mul(x, x, out=stack[n + 1 : -n])
     torch.mul(x[:1], x[1:], out=stack[-n:])
-    mean_f, mean_s, var_f, var_s, cov = separable(stack, window, window).split([1, n, 1, n, n])
+    mean_f, mean_s, var_f, var_s, cov = torch.split(separable(stack, window, window), [1, n, 1, n, n])
     var_f -= mean_f * mean_f
     var_s -= mean_s * mean_s
     cov -= mean_f * mean_s

@@ -1,0 +1,57 @@
+"""The benchmarks run: on as little as they can be given, so that none of them rots between releases."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+from conftest import tiny_unet
+from diffusers import DDPMScheduler
+
+from ddfm.pipeline import DDFMPipeline
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    """A benchmark as a module; they are scripts, not a package."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tiny_prior_folder(tmp_path: Path) -> Path:
+    """A prior that costs nothing, saved."""
+    pipe = DDFMPipeline(tiny_unet(), DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon"))
+    pipe.save_pretrained(tmp_path / "prior")
+    return tmp_path / "prior"
+
+
+def test_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    load("metrics").main(["--size", "64", "48", "--repeats", "1"])
+    printed = capsys.readouterr().out
+    assert "64x48" in printed and "VIF" in printed and "Qabf" in printed
+
+
+def test_colour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    y, x = np.mgrid[:48, :64]
+    for name, image in (
+        ("first", 127 + 100 * np.sin(x / 5)),
+        ("coloured", np.stack([y * 5, 100 + 0 * x, x * 3], axis=-1)),
+    ):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / "a.png"), image.astype(np.uint8))
+    load("colour").main([str(tmp_path / "first"), str(tmp_path / "coloured")])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["ddfm", "clipped", "average"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read the POSIX way")
+def test_sizes(tiny_prior_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("sizes").main(["--shape", "48", "64", "--steps", "1", "--prior", str(tiny_prior_folder)])
+    assert capsys.readouterr().out.startswith("64x48")
