@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from ddfm.pipeline import DDFMPipeline
+from ddfm.pipeline import DDFMPipeline, FusionOutput
 
 
 def made_pair(height: int, width: int) -> list[np.ndarray]:
@@ -54,21 +54,22 @@ def pipeline(prior: str) -> DDFMPipeline:
 def one(height: int, width: int, steps: int, tile: int | None, prior: str) -> None:
     pair, megapixels = made_pair(height, width), height * width / 1e6
     pipe = pipeline(prior)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{width}x{height}")
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        images = pipe(
+        output = pipe(
             pair,
             num_inference_steps=steps,
             tile=tile or "auto",
             generator=torch.Generator().manual_seed(0),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
-        ).images
+        )
         seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    assert isinstance(images, np.ndarray) and images[0].shape == (height, width, 3)
+    assert isinstance(output, FusionOutput) and isinstance(output.images, np.ndarray)
+    assert output.images.shape == (1, height, width, 3)
     print(
         f"{width}x{height}  {seconds:8.1f} s  {seconds / megapixels:6.2f} s/MP  {cpu / megapixels:6.2f} CPU s/MP"
         f"  peak {peak:5.2f} GiB",
