@@ -22,7 +22,8 @@ from ddfm.evaluation.baselines import BASELINES
 from ddfm.evaluation.evaluate import pair_by_stem
 from ddfm.evaluation.metrics import fusion_metrics
 from ddfm.io import images
-from ddfm.likelihoods.salient import Salient, smooth
+from ddfm.likelihoods.operators import smooth
+from ddfm.likelihoods.salient import Salient
 
 NAMES = ["EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM"]
 Fuse = Callable[[list[np.ndarray]], np.ndarray]

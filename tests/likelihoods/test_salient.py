@@ -10,6 +10,7 @@ import scipy.ndimage
 import torch
 from conftest import made_picture
 
+from ddfm.likelihoods.noise import noise_std
 from ddfm.likelihoods.operators import (
     dct,
     gradient,
@@ -20,14 +21,8 @@ from ddfm.likelihoods.operators import (
     screened_poisson,
     smooth,
 )
-from ddfm.likelihoods.salient import (
-    Salient,
-    SalientState,
-    fusion_target,
-    noise_std,
-    strongest_gradient,
-    within_bounds,
-)
+from ddfm.likelihoods.salient import Salient, SalientState
+from ddfm.likelihoods.target import fusion_target, strongest_gradient, within_bounds
 from ddfm.pipeline import DDFMPipeline
 
 
