@@ -10,21 +10,22 @@ least of five evaluations at 640x480 in float32, in turn, so that all share the 
 import argparse
 import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddfm.prior.load import load_prior
-from ddfm.prior.train import Recipe, train
+from ddfm.prior.train import TrainingConfig, train
 
 CANDIDATES = {
-    "32-48-96-128": Recipe(),
-    "32-48-96-128, v": Recipe(prediction_type="v_prediction"),
-    "32-64-128-192": Recipe(channels=(32, 64, 128, 192)),
-    "64-128-192, unshuffle 4": Recipe(channels=(64, 128, 192), unshuffle=4),
-    "48-64-96": Recipe(channels=(48, 64, 96)),
-    "48, one level": Recipe(channels=(48,)),
+    "32-64-128-256": TrainingConfig(),
+    "32-64-128-256, two blocks": TrainingConfig(blocks=(2, 2, 2, 2)),
+    "48-96-192": TrainingConfig(channels=(48, 96, 192), blocks=(1, 2, 3)),
+    "64-128-256, unshuffle 4": TrainingConfig(channels=(64, 128, 256), blocks=(2, 2, 3), unshuffle=4),
+    "48, one level of eight": TrainingConfig(channels=(48,), blocks=(8,)),
+    "32-64-96-128": TrainingConfig(channels=(32, 64, 96, 128)),
 }
 
 
@@ -37,10 +38,8 @@ def main() -> None:
     args = parser.parse_args()
     folders = {name: args.runs / name.replace(" ", "_").replace(",", "") for name in args.only}
     for name, folder in folders.items():
-        recipe = CANDIDATES[name]
-        recipe.steps = args.steps
         print(name, flush=True)
-        train(args.data, folder, recipe)
+        train(args.data, folder, replace(CANDIDATES[name], steps=args.steps))
 
     x = torch.randn(1, 1, 480, 640)
     priors = {name: load_prior(folder / "prior") for name, folder in folders.items()}

@@ -2,12 +2,12 @@
 
     python benchmarks/prior.py DATA [--prior embedded] [--crop 192] [--bfloat16] [--bm3d] [--samples OUT.png]
 
-DATA is the training folder: of each of its folders the held-out images are taken (`train.split`), their luma, centre
-crops. Prints PSNR in dB for Gaussian noise of several sigma of 255 at the matching time step, the mean squared error of
-the predicted noise over t, how much of JPEG's blocks is left, the drift of mean and contrast with image size, what is
-left of a flat noisy image on the network's grid and at the border, and seconds per 640x480 evaluation. `--bm3d` puts
-BM3D (the package `bm3d`) beside it, which says how hard the images are; `--samples` writes unconditional samples of
-128 and 256 pixels.
+DATA is the training folder: of each of its folders the held-out images are taken (`training_data.split`), their luma,
+centre crops. Prints PSNR in dB for Gaussian noise of several sigma of 255 at the matching time step, the mean squared
+error of the predicted noise over t, how much of JPEG's blocks is left, the drift of mean and contrast with image size,
+what is left of a flat noisy image on the network's grid and at the border, and seconds per 640x480 evaluation.
+`--bm3d` puts BM3D (the package `bm3d`) beside it, which says how hard the images are; `--samples` writes unconditional
+samples of 128 and 256 pixels.
 """
 
 import argparse
@@ -21,22 +21,23 @@ import torch
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from ddfm.prior import Denoiser, Prior, load_prior
-from ddfm.prior.train import blockiness, denoising_psnr, read_luma, split
+from ddfm.prior.train import denoising_psnr
+from ddfm.prior.training_data import blockiness, read_luma, split
 
 SIGMAS = (2, 5, 10, 15, 25, 50, 75, 100, 200, 400)
 TIMES = (1, 10, 50, 100, 200, 400, 600, 800, 950)
 
 
 def eps_loss(prior: Prior, pictures: list[np.ndarray], t: int) -> float:
-    """Mean squared error of the noise that the guess implies."""
+    """Mean squared error of the noise that the estimate implies."""
     generator = torch.Generator().manual_seed(0)
     a, total = prior.scheduler.alphas_cumprod[t].item(), 0.0
     for grey in pictures:
         x0 = torch.from_numpy(grey[:160, :160].astype("float32") / 127.5 - 1)[None, None]
         eps = torch.randn(x0.shape, generator=generator)
         x_t = a**0.5 * x0 + (1 - a) ** 0.5 * eps
-        guess = Denoiser(prior.unet, prior.scheduler, precision="float32")(x_t, t)
-        total += ((x_t - a**0.5 * guess) / (1 - a) ** 0.5 - eps).square().mean().item()
+        estimate = Denoiser(prior.unet, prior.scheduler, precision="float32")(x_t, t)
+        total += ((x_t - a**0.5 * estimate) / (1 - a) ** 0.5 - eps).square().mean().item()
     return total / len(pictures)
 
 
@@ -48,8 +49,8 @@ def blocks(prior: Prior, pictures: list[np.ndarray], sigma: float) -> tuple[floa
         corner = grey[:192, :192]
         x0 = torch.from_numpy(corner.astype("float32") / 127.5 - 1)[None, None]
         noise = torch.randn(x0.shape, generator=generator)
-        guess = Denoiser(prior.unet, prior.scheduler, precision="float32")(a**0.5 * x0 + (1 - a) ** 0.5 * noise, t)
-        rows.append((blockiness(corner), blockiness(((guess[0, 0] + 1) * 127.5).numpy())))
+        estimate = Denoiser(prior.unet, prior.scheduler, precision="float32")(a**0.5 * x0 + (1 - a) ** 0.5 * noise, t)
+        rows.append((blockiness(corner), blockiness(((estimate[0, 0] + 1) * 127.5).numpy())))
     before, after = np.mean(rows, axis=0)
     return before, after
 
@@ -64,8 +65,8 @@ def bm3d_psnr(pictures: list[np.ndarray], sigma: float, crop: int) -> float:
         y, x = (grey.shape[0] - h) // 2, (grey.shape[1] - w) // 2
         x0 = grey[y : y + h, x : x + w].astype(np.float64)
         noise = torch.randn((1, 1, h, w), generator=generator)[0, 0].numpy()
-        guess = bm3d.bm3d(x0 + sigma * noise, sigma).clip(0, 255)
-        total += -10 * np.log10(np.mean((guess - x0) ** 2) / 255**2)
+        estimate = bm3d.bm3d(x0 + sigma * noise, sigma).clip(0, 255)
+        total += -10 * np.log10(np.mean((estimate - x0) ** 2) / 255**2)
     return total / len(pictures)
 
 
@@ -81,8 +82,8 @@ def artefacts(prior: Prior) -> None:
     ramp = torch.linspace(-0.8, 0.8, 64).view(1, 1, 1, -1)
     for size in (16, 64, 256, 1024, 2048):
         x0 = torch.nn.functional.interpolate(ramp, size=(1, size), mode="bilinear").expand(1, 1, size, size)
-        guess = denoised(x0)
-        drift, contrast = (guess - x0).mean().item() * 127.5, (guess.std() / x0.std()).item()
+        estimate = denoised(x0)
+        drift, contrast = (estimate - x0).mean().item() * 127.5, (estimate.std() / x0.std()).item()
         print(f"ramp of {size} pixels at t = 100: mean drifts by {drift:+.2f} of 255, contrast times {contrast:.4f}")
     for level in (-0.9, 0.0, 0.9):
         error = 127.5 * (denoised(torch.full((1, 1, 512, 512), level)) - level)[0, 0]
@@ -120,11 +121,11 @@ def main() -> None:
     parser.add_argument("--samples", type=Path)
     args = parser.parse_args()
     prior = load_prior(args.prior, dtype=torch.bfloat16 if args.bfloat16 else torch.float32)
-    reach = 127.5 * Denoiser(prior.unet, prior.scheduler).sigmas
-    print("t of each sigma: " + "  ".join(f"{s}: {int((reach - s).abs().argmin())}" for s in SIGMAS))
+    denoiser = Denoiser(prior.unet, prior.scheduler, precision="bfloat16" if args.bfloat16 else "float32")
+    print("t of each sigma: " + "  ".join(f"{s}: {int((127.5 * denoiser.sigmas - s).abs().argmin())}" for s in SIGMAS))
     for folder in sorted(p for p in args.data.iterdir() if p.is_dir()):
         pictures = [read_luma(path) for path in split(folder)[1]]
-        psnr = {s: denoising_psnr(prior.unet, prior.scheduler, pictures, s, args.crop) for s in SIGMAS}
+        psnr = {s: denoising_psnr(denoiser.at, pictures, s, args.crop) for s in SIGMAS}
         print(f"{folder.name} ({len(pictures)})  PSNR  " + "  ".join(f"{s}: {v:.2f}" for s, v in psnr.items()))
         losses = {t: eps_loss(prior, pictures[:12], t) for t in TIMES}
         print("    eps-loss  " + "  ".join(f"t {t}: {v:.4f}" for t, v in losses.items()), flush=True)

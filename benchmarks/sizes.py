@@ -43,12 +43,12 @@ def pipeline(prior: str) -> DDFMPipeline:
     if prior != "paper":
         return DDFMPipeline.from_prior(prior)
     from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from ddfm.prior.convert import OPENAI_256, unet_config
-    from ddfm.prior.train import new_scheduler
 
     unet = UNet2DModel(**unet_config(OPENAI_256)).eval().requires_grad_(False)
-    return DDFMPipeline(unet.to(memory_format=torch.channels_last), new_scheduler())
+    return DDFMPipeline(unet.to(memory_format=torch.channels_last), DDPMScheduler(beta_start=1e-4, beta_end=0.02))
 
 
 def one(height: int, width: int, steps: int, tile: int | None, prior: str) -> None:

@@ -374,11 +374,11 @@ def prior_train(
     import torch
 
     from ddfm.prior import usable_device
-    from ddfm.prior.train import Recipe, train
+    from ddfm.prior.train import TrainingConfig, train
 
     if threads:
         torch.set_num_threads(threads)
-    prior = train(data, run, Recipe(steps=steps), initial=initial, device=str(usable_device(device)))
+    prior = train(data, run, TrainingConfig(steps=steps), initial=initial, device=str(usable_device(device)))
     out.print(_plain(prior), highlight=False, soft_wrap=True)
 
 
