@@ -168,6 +168,15 @@ def test_a_damaged_line_of_the_manifest_does_not_count(scenes, prior, tmp_path, 
     assert list(ddfm.runs.manifest._lines(out / MANIFEST)) == []
 
 
+def test_an_output_that_links_to_any_source_is_refused_before_the_work(scenes, prior, tmp_path, calls):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").symlink_to(scenes[1] / "b.png")
+    before = (scenes[1] / "b.png").read_bytes()
+    with pytest.raises(InputError, match="one of the sources"):
+        batch(scenes, tmp_path / "out", prior=prior, **QUICK)
+    assert not calls and (scenes[1] / "b.png").read_bytes() == before
+
+
 def test_the_same_folder_twice_is_refused(scenes, prior, tmp_path):
     with pytest.raises(InputError, match="twice"):
         batch([scenes[0], scenes[1] / ".." / "ir"], tmp_path / "out", prior=prior)

@@ -5,9 +5,7 @@ from the seed and its name, groups are made up of all images, the finished ones 
 finished is verified.
 """
 
-import csv
 import hashlib
-import io
 import os
 import time
 from collections import deque
@@ -23,10 +21,11 @@ import torch
 from ddfm import __version__
 from ddfm.errors import InputError
 from ddfm.io import images
-from ddfm.io.pairing import SUFFIXES, pair_by_stem
+from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of
 from ddfm.prior import Progress
 from ddfm.runs.manifest import Manifest, sha256
+from ddfm.runs.plan import Pair, plan
 from ddfm.runs.scene import Depth, Scene, fuse_images
 from ddfm.settings import FusionSettings, changed
 
@@ -59,24 +58,13 @@ class BatchResult:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Images to fuse, or volumes; `error` says what is wrong with its row of the CSV."""
-
-    name: str
-    sources: list[Path]
-    output: Path
-    volume_output: Path  # if they turn out to be volumes
-    error: str | None = None
-
-
-@dataclass(frozen=True)
 class _Job:
     """A pair on its way: its files' hashes and what was read of them.
 
     A complete one comes along only to make up the group that it was in, and is read only if that has anything to do.
     """
 
-    pair: _Pair
+    pair: Pair
     hashes: list[str]
     kind: list[int]  # height, width, dimensions of each source: jobs of one kind can go together; [] of a volume: alone
     output: Path
@@ -131,12 +119,12 @@ def batch(
     if batch_size is not None and batch_size < 1:
         raise InputError(f"The batch size is 1 or more, not {batch_size}.")
     out, suffix = Path(out_dir), f".{format.lstrip('.').lower()}"
-    if isinstance(pairs, (str, Path)):
-        todo, unmatched = _from_csv(Path(pairs), out, suffix), list[Path]()
-    else:
-        todo, unmatched = _from_folders([Path(folder) for folder in pairs], out, suffix)
+    todo, unmatched = plan(pairs, out, suffix)
     for folder in {out, *(pair.output.parent for pair in todo if pair.error is None)}:
         _make(folder)
+    outputs = Outputs((source for pair in todo for source in pair.sources), overwrite=True)
+    for output in dict.fromkeys(x for pair in todo if pair.error is None for x in (pair.output, pair.volume_output)):
+        outputs.claim(output)
     images.check_target(out / f"image{suffix}", 8 if depth == "same" else depth)
 
     pipe = DDFMPipeline.from_prior(prior, device)
@@ -172,7 +160,7 @@ class _Run:
     align: bool
     together: int
 
-    def fuse(self, pipe: DDFMPipeline, pairs: list[_Pair], settings: FusionSettings, progress: Progress | None) -> None:
+    def fuse(self, pipe: DDFMPipeline, pairs: list[Pair], settings: FusionSettings, progress: Progress | None) -> None:
         """Reader thread -> network, in this thread -> writer thread; one group ahead, two behind."""
         result, computed, network, start = self.result, 0, 0.0, time.perf_counter()
 
@@ -229,7 +217,7 @@ class _Run:
             return scenes[0].fuse(pipe, replace(settings, seed=generators[0].initial_seed()), progress)[None]
         return fuse_images(pipe, scenes, generators, settings, progress)
 
-    def jobs(self, pairs: list[_Pair]) -> Iterator[_Job]:
+    def jobs(self, pairs: list[Pair]) -> Iterator[_Job]:
         """The pairs in order, read unless they are complete; those that cannot be read are left out and listed."""
         for pair in pairs:
             try:
@@ -241,7 +229,7 @@ class _Run:
                 self.result.skipped.append(job.output)
             yield job
 
-    def job(self, pair: _Pair) -> _Job:
+    def job(self, pair: Pair) -> _Job:
         if pair.error is not None:
             raise InputError(pair.error)
         hashes = [sha256(path) for path in pair.sources]
@@ -254,7 +242,7 @@ class _Run:
         kind = [*scene.sources[0].pixels.shape[:2], *(image.pixels.ndim for image in scene.sources)]
         return _Job(pair, hashes, [] if scene.is_volume else kind, output, complete=False, scene=scene)
 
-    def read(self, pair: _Pair) -> Scene:
+    def read(self, pair: Pair) -> Scene:
         return Scene.read(pair.sources, self.normalise, self.align)
 
     def groups(self, jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
@@ -320,70 +308,6 @@ def _recorded(pipe: DDFMPipeline, settings: FusionSettings) -> dict[str, Any]:
         "scheduler": type(pipe.scheduler).__name__,
         "settings": settings.as_dict() | {"likelihood": repr(likelihood_of(settings))},
     }
-
-
-def _from_folders(folders: list[Path], out: Path, suffix: str) -> tuple[list[_Pair], list[Path]]:
-    if len(folders) < 2:
-        raise InputError(f"Fusion takes two or more folders of sources, or a CSV file; {len(folders)} folder given.")
-    if out.resolve() in [folder.resolve() for folder in folders]:
-        raise InputError(f"The results cannot go to {images.quoted(out)}: it is a folder of sources.")
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError("The same folder is given twice: give a folder for each sensor.")
-    matched, unmatched = pair_by_stem(folders)
-    pairs = [
-        _Pair(stem, paths, out / f"{stem}{suffix}", out / f"{stem}{_volume_suffix(suffix, paths[0])}")
-        for stem, paths in matched.items()
-    ]
-    return pairs, unmatched
-
-
-def _from_csv(path: Path, out: Path, suffix: str) -> list[_Pair]:
-    name = images.quoted(path)
-    if path.is_dir():
-        raise InputError(f"{name} is one folder: give two or more folders of sources, or a CSV file.")
-    try:
-        rows = list(csv.DictReader(io.StringIO(images.read_bytes(path).decode("utf-8-sig"), newline=""), strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not a CSV file in UTF-8 ({error}).") from error
-    sensors = [column for column in rows[0] if column not in (None, "output")] if rows else []
-    if len(sensors) < 2:
-        raise InputError(f"{name} needs a header of two or more columns, one a sensor, and a row a scene.")
-    pairs = [_from_row(row, number, sensors, path, out, suffix) for number, row in enumerate(rows, start=2)]
-    sources = {source.resolve() for pair in pairs for source in pair.sources}
-    taken: set[str] = set()
-    for pair in pairs:
-        if pair.name in taken:
-            raise InputError(f"{name} has two rows that write {images.quoted(pair.output)}: give each an `output`.")
-        for output in (pair.output, pair.volume_output):
-            if output.resolve() in sources:
-                raise InputError(f"{name} would write {images.quoted(output)} over a source.")
-        taken.add(pair.name)
-    return pairs
-
-
-def _from_row(row: dict[str, Any], number: int, sensors: list[str], path: Path, out: Path, suffix: str) -> _Pair:
-    files = [row[column] or "" for column in sensors]
-    name = os.path.normpath(row["output"]) if row.get("output") else _stem(Path(files[0]).name) or f"row {number}"
-    stem, volume_suffix = _stem(name), _volume_suffix(suffix, Path(files[0]))
-    if stem != name:
-        suffix = volume_suffix = name[len(stem) :]
-    pair = _Pair(stem, [path.parent / file for file in files], out / f"{stem}{suffix}", out / f"{stem}{volume_suffix}")
-    if not all(files) or None in row:
-        return replace(pair, error=f"Row {number} of {images.quoted(path)} needs {len(sensors)} sources.")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        return replace(pair, error=f"Row {number} of {images.quoted(path)} has an output outside the output folder.")
-    return pair
-
-
-def _stem(name: str) -> str:
-    """A name without the extension of an image."""
-    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)]
-
-
-def _volume_suffix(suffix: str, source: Path) -> str:
-    """Of the file for a volume: that of its source if the format is one of images."""
-    return suffix if images.is_medical(f"x{suffix}") else source.name[len(_stem(source.name)) :]
 
 
 def _make(folder: Path) -> None:
