@@ -24,6 +24,7 @@ from ddfm.likelihoods import LIKELIHOODS, Likelihood, check_likelihood
 from ddfm.prior import Denoiser, Progress, auto_tile, load_prior
 from ddfm.schedulers import make_sampler, shorthand
 from ddfm.settings import FusionSettings, changed
+from ddfm.threads import on_free_cores
 
 OutputType = Literal["np", "pil", "pt"]
 Callback = Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -161,16 +162,19 @@ class DDFMPipeline(DiffusionPipeline):
             return denoiser.at(y, sigma)
 
         # 3. Samples of the posterior
-        state = model.start([_to_luma(batch).to(device) for batch in images], clean)
-        samples = []
-        for sampler, timesteps in samplers:
-            f_t = randn_tensor(shape, generator, device) if latents is None else latents.to(device, torch.float32)
-            if strength < 1:
-                estimate = model.initial_estimate(state).expand(shape)
-                f_t = denoiser.add_noise(estimate, f_t, timesteps[0])
-            samples.append(
-                self._sample(f_t, model, state, sampler, timesteps, denoiser, generator, callback_on_step_end, tensors)
-            )
+        with on_free_cores(device):
+            state = model.start([_to_luma(batch).to(device) for batch in images], clean)
+            samples = []
+            for sampler, timesteps in samplers:
+                f_t = randn_tensor(shape, generator, device) if latents is None else latents.to(device, torch.float32)
+                if strength < 1:
+                    estimate = model.initial_estimate(state).expand(shape)
+                    f_t = denoiser.add_noise(estimate, f_t, timesteps[0])
+                samples.append(
+                    self._sample(
+                        f_t, model, state, sampler, timesteps, denoiser, generator, callback_on_step_end, tensors
+                    )
+                )
         del state, f_t
         self.maybe_free_model_hooks()
 
