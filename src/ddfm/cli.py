@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ddfm import __version__
 from ddfm.errors import InputError
-from ddfm.options import INPUT, Depth, Device, Output, Prior, depth_from, with_settings
+from ddfm.options import INPUT, Depth, Device, Output, Overwrite, Prior, depth_from, with_settings
 from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:
@@ -359,6 +359,24 @@ def prior_pull(
     from ddfm.prior.download import pull
 
     out.print(_plain(pull(name)), highlight=False, soft_wrap=True)
+
+
+@prior_app.command("export")
+def prior_export(
+    onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
+    source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a prior's network as ONNX, for images of any size (needs `pip install ddfm[onnx]`).
+
+    Example: ddfm prior export --onnx prior.onnx
+    """
+    from ddfm.io.outputs import Outputs
+    from ddfm.prior.export import export_onnx
+    from ddfm.prior.load import load_prior
+
+    Outputs([], overwrite).claim(onnx)
+    out.print(_plain(export_onnx(load_prior(source, "cpu"), onnx)), highlight=False, soft_wrap=True)
 
 
 @prior_app.command("train")

@@ -55,3 +55,10 @@ def test_colour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_sizes(tiny_prior_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load("sizes").main(["--shape", "48", "64", "--steps", "1", "--prior", str(tiny_prior_folder)])
     assert capsys.readouterr().out.startswith("64x48")
+
+
+def test_runtimes(tiny_prior_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("onnx", "onnxruntime", "openvino"):
+        pytest.importorskip(package)
+    load("runtimes").main(["--prior", str(tiny_prior_folder), "--shape", "16", "16", "--repeats", "1"])
+    assert "ONNX Runtime: least" in capsys.readouterr().out
