@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ddfm import DDFMPipeline
 from ddfm.colour import luma
 from ddfm.evaluation.baselines import BASELINES
-from ddfm.evaluation.evaluate import pair_by_stem
 from ddfm.evaluation.metrics import fusion_metrics
 from ddfm.io import images
+from ddfm.io.pairing import pair_by_stem
 from ddfm.likelihoods.operators import smooth
 from ddfm.likelihoods.salient import Salient
+from ddfm.settings import FusionSettings
 
 NAMES = ["EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM"]
 Fuse = Callable[[list[np.ndarray]], np.ndarray]
@@ -44,7 +44,7 @@ def row(label: str, values: np.ndarray, names: list[str]) -> None:
 class Blurred(Salient):
     """The same likelihood with a Gaussian blur where the prior removes noise, its width the best of a few on MSE."""
 
-    def start(self, sources, denoise=None):  # type: ignore[no-untyped-def]
+    def start(self, sources, denoise=None):
         return super().start(sources, lambda x, sigma: smooth(x, min(2.0, 0.5 + 4 * sigma)))
 
 
@@ -62,7 +62,8 @@ def main() -> None:
 
     def fuser(seed: int = 0, **options: object) -> Fuse:
         def fuse(sources: list[np.ndarray]) -> np.ndarray:
-            return pipe(sources, generator=torch.Generator().manual_seed(seed), **options).images[0]  # type: ignore[arg-type]
+            settings = FusionSettings(seed=seed, **options)  # type: ignore[arg-type]
+            return np.asarray(pipe(sources, settings, return_dict=False)[0][0])
 
         return fuse
 

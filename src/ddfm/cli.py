@@ -16,7 +16,7 @@ from ddfm.options import INPUT, Depth, Device, Output, Overwrite, Prior, depth_f
 from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:
-    from ddfm.evaluation.evaluate import Evaluation
+    from ddfm.evaluation.table import Evaluation
     from ddfm.pipeline import DDFMPipeline
     from ddfm.runs.scene import Scene
 
@@ -102,7 +102,7 @@ def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
         from ddfm.pipeline import DDFMPipeline
 
         pipe = DDFMPipeline.from_prior(prior, device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     return pipe
 
 

@@ -56,7 +56,8 @@ def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     room = np.where(offset > 0, 1 - y, y)
     size = np.maximum(np.abs(offset), np.float32(1e-12))
     factor = np.minimum(1, (room / size).min(axis=-1, keepdims=True))
-    return np.clip(y + factor * offset, 0, 1)
+    image: np.ndarray = np.clip(y + factor * offset, 0, 1)
+    return image
 
 
 def make_room(y: np.ndarray, chroma: np.ndarray, share: float = ROOM) -> np.ndarray:
@@ -67,7 +68,8 @@ def make_room(y: np.ndarray, chroma: np.ndarray, share: float = ROOM) -> np.ndar
     """
     y, offset = np.clip(np.asarray(y, np.float32), 0, 1), chroma_offset(chroma)
     low, high = np.maximum(0, -offset.min(axis=-1)), 1 - np.maximum(0, offset.max(axis=-1))
-    return y + share * (np.clip(y, low, np.maximum(low, high)) - y)
+    moved: np.ndarray = y + share * (np.clip(y, low, np.maximum(low, high)) - y)
+    return moved
 
 
 def chroma_offset(chroma: np.ndarray) -> np.ndarray:
@@ -84,7 +86,8 @@ def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
     """
     weights = [np.hypot(c[..., 0], c[..., 1])[..., None] for c in chroma]
     total = np.maximum(sum(weights), np.float32(1e-12))
-    return sum(w * c for w, c in zip(weights, chroma, strict=True)) / total
+    mean: np.ndarray = sum(w * c for w, c in zip(weights, chroma, strict=True)) / total
+    return mean
 
 
 def lends_colour(sources: Sequence[np.ndarray], mode: Colour = "auto") -> list[np.ndarray]:

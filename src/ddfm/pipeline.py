@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -64,7 +64,7 @@ class DDFMPipeline(DiffusionPipeline):
 
     def __init__(self, unet: Any, scheduler: Any) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler)  # type: ignore[no-untyped-call]
         self._interrupt = False
 
     @classmethod
@@ -176,7 +176,7 @@ class DDFMPipeline(DiffusionPipeline):
                     )
                 )
         del state, f_t
-        self.maybe_free_model_hooks()
+        self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
 
         # 4. Luma to images
         lumas = torch.stack([prior_split(sample)[0] for sample in samples])
@@ -249,7 +249,8 @@ def likelihood_of(settings: FusionSettings) -> Likelihood:
     """The likelihood that the settings name, or the object that they hold. Raises InputError for what is none."""
     if not isinstance(settings.likelihood, str):
         check_likelihood(settings.likelihood)
-        return settings.likelihood
+        given: Likelihood = settings.likelihood
+        return given
     changes: dict[str, Any] = {"roles": settings.roles} if settings.roles else {}
     if settings.contrast == "strong":
         changes["contrast"] = "strong"
@@ -319,7 +320,7 @@ def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[
 @functools.lru_cache(maxsize=2)
 def _pipeline(prior: str, device: str | None) -> DDFMPipeline:
     pipe = DDFMPipeline.from_prior(prior, device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
     return pipe
 
 

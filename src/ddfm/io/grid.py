@@ -62,7 +62,8 @@ class Grid:
     def corners(self) -> np.ndarray:
         """(4, 8): the indices of the corner voxels."""
         extents = [(0.0, n - 1.0) for n in self.size]
-        return np.array([(*corner, 1.0) for corner in itertools.product(*extents)]).T
+        corners: np.ndarray = np.array([(*corner, 1.0) for corner in itertools.product(*extents)]).T
+        return corners
 
     def is_same(self, other: Grid) -> bool:
         """Whether voxel by voxel they lie at the same place, to a twentieth of a voxel."""

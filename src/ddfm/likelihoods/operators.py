@@ -44,7 +44,8 @@ def _phase(n: int, device: torch.device) -> Tensor:
 def dct(x: Tensor) -> Tensor:
     """DCT-II along the last dimension, by one FFT of the same length (Makhoul, 1980)."""
     v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    return 2 * (torch.fft.fft(v) * _phase(x.shape[-1], x.device)).real
+    out: Tensor = 2 * (torch.fft.fft(v) * _phase(x.shape[-1], x.device)).real
+    return out
 
 
 def idct(c: Tensor) -> Tensor:
@@ -89,7 +90,9 @@ def screened_poisson(x: Tensor, u: Gradient, kappa: float = 1.0, periodic: bool 
     k = gradient_adjoint(u, periodic).mul_(kappa).add_(x)
     along_y, along_x = laplacian_spectrum(x, periodic)
     if periodic:
-        return torch.fft.irfft2(torch.fft.rfft2(k) / (1 + kappa * (along_y + along_x)), s=x.shape[-2:])
+        spectrum = torch.fft.rfft2(k) / (1 + kappa * (along_y + along_x))
+        periodic_k: Tensor = torch.fft.irfft2(spectrum, s=x.shape[-2:])
+        return periodic_k
     _in_place(dct, k)
     _in_place(dct, k.mT)
     for rows in bands(k):

@@ -293,7 +293,7 @@ def _head_dim(args: dict[str, Any], widths: set[int]) -> int:
             f"num_heads={args['num_heads']} cannot be converted: attention would have heads of "
             f"{' and '.join(map(str, sorted(dims)))} channels, and only one size can be expressed."
         )
-    dim = dims.pop()
+    dim = int(dims.pop())
     if any(width % dim for width in widths):
         raise InputError(f"Heads of {dim} channels do not divide attention of {max(widths)} channels.")
     return dim
@@ -335,7 +335,8 @@ def _blocks(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]
 def _meta_unet(config: dict[str, Any]) -> UNet2DModel:
     """The network without memory for its weights."""
     with torch.device("meta"):
-        return UNet2DModel(**config)
+        unet: UNet2DModel = UNet2DModel(**config)
+        return unet
 
 
 def _read_args(path: Path) -> dict[str, Any]:

@@ -90,7 +90,8 @@ class Denoiser:
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: int) -> Tensor:
         """A sample of q(x_t | x0)."""
-        return self.schedule.add_noise(x0, noise, torch.tensor([t], device=x0.device))
+        x_t: Tensor = self.schedule.add_noise(x0, noise, torch.tensor([t], device=x0.device))
+        return x_t
 
     def _evaluate(self, x_t: Tensor, t: int) -> Tensor:
         height, width = x_t.shape[-2:]
@@ -98,15 +99,15 @@ class Denoiser:
         if not isinstance(self.unet, ResidualUNet):  # which takes float32 whatever its dtype
             padded = padded.to(self.unet.dtype)
         with self._autocast():
-            out = self.unet(padded, t).sample
+            out: Tensor = self.unet(padded, t).sample
         out = out[:, : x_t.shape[1], :height, :width].to(x_t.device, torch.float32)
         kind = self.schedule.config["prediction_type"]
         if kind == "epsilon":
             sigma = self.sigmas[t].item()
-            return (1 + sigma**2) ** 0.5 * x_t - sigma * out
+            out = (1 + sigma**2) ** 0.5 * x_t - sigma * out
         if kind == "v_prediction":  # x0 is to (x_t, v) what v is to (noise, x0)
-            return self.schedule.get_velocity(out, x_t, torch.tensor([t], device=x_t.device))
-        return out  # "sample"
+            out = self.schedule.get_velocity(out, x_t, torch.tensor([t], device=x_t.device))
+        return out
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "float32" or self.unet.dtype != torch.float32:

@@ -153,4 +153,4 @@ def image_channels(unet: Unet) -> int:
 
 def size_multiple(unet: Unet) -> int:
     """Height and width that the network takes are multiples of this."""
-    return getattr(unet, "unshuffle", 1) * 2 ** (len(unet.config["block_out_channels"]) - 1)
+    return int(getattr(unet, "unshuffle", 1)) << (len(unet.config["block_out_channels"]) - 1)

@@ -104,7 +104,7 @@ def windows(size: int, tile: int, overlap: int, multiple: int) -> Tensor:
 
 def bytes_per_pixel(unet: Any) -> int:
     """About what an evaluation of the network takes for each pixel of an image, on the safe side."""
-    return PLANES * _first_channels(unet) * unet.dtype.itemsize // getattr(unet, "unshuffle", 1) ** 2
+    return PLANES * _first_channels(unet) * int(unet.dtype.itemsize) // int(getattr(unet, "unshuffle", 1)) ** 2
 
 
 def free_memory(device: torch.device) -> int:
@@ -112,7 +112,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     try:
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))

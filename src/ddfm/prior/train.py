@@ -56,7 +56,10 @@ class TrainingConfig:
 
 def new_unet(config: TrainingConfig) -> ResidualUNet:
     """The luma network, with random weights."""
-    return ResidualUNet(block_out_channels=config.channels, layers_per_block=config.blocks, unshuffle=config.unshuffle)
+    unet: ResidualUNet = ResidualUNet(
+        block_out_channels=config.channels, layers_per_block=config.blocks, unshuffle=config.unshuffle
+    )
+    return unet
 
 
 def noise_levels(config: TrainingConfig, generator: torch.Generator) -> torch.Tensor:

@@ -33,7 +33,8 @@ def split(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def read_luma(path: Path) -> np.ndarray:
     """uint8 (H, W). Raises InputError for what is no image."""
-    return np.rint(255 * luma(read(path).pixels)).astype(np.uint8)
+    grey: np.ndarray = np.rint(255 * luma(read(path).pixels)).astype(np.uint8)
+    return grey
 
 
 def blockiness(grey: np.ndarray) -> float:

@@ -28,7 +28,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        return x + self.conv2(F.relu(self.conv1(x), inplace=True))
+        out: Tensor = x + self.conv2(F.relu(self.conv1(x), inplace=True))
+        return out
 
 
 class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_name, in diffusers' own two bases
@@ -55,7 +56,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
         num_train_timesteps, beta_start, beta_end: The schedule, linear in beta, that gives sigma at each time step.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         in_channels: int = 1,
@@ -68,7 +69,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         planes, widths = in_channels * unshuffle**2, block_out_channels
         levels = list(zip(widths[:-1], widths[1:], layers_per_block[:-1], strict=True))
         self.head = nn.Conv2d(planes + 1, widths[0], 3, padding=1)
@@ -133,7 +134,8 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
         sigma = sigma.float().view(-1, 1, 1, 1)
         s = self.config["data_std"]
         c_in = (sigma**2 + s**2).rsqrt()
-        return s**2 * c_in**2 * y + sigma * s * c_in * self._body(c_in * y, sigma.log() / 4).float()
+        x_0: Tensor = s**2 * c_in**2 * y + sigma * s * c_in * self._body(c_in * y, sigma.log() / 4).float()
+        return x_0
 
     def _body(self, x: Tensor, noise: Tensor) -> Tensor:
         """F, in the dtype of the weights."""

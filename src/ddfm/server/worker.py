@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddfm.pipeline import DDFMPipeline, Progress
+from ddfm.pipeline import DDFMPipeline
+from ddfm.prior import Progress
 from ddfm.runs.scene import Scene
 from ddfm.server.jobs import Job, Queue
 from ddfm.server.problems import Problem
