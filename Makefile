@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint slow page clean
 
 demo: .venv/ready
-	$(BIN)/ddfm demo demo
+	$(BIN)/ddfm demo demo --overwrite
 
 test: .venv/ready
 	$(BIN)/pytest

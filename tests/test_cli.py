@@ -186,7 +186,7 @@ def test_tiles_are_those_of_the_function(fuse, folder, prior, options, tile, ove
 
 def test_bfloat16_is_nearly_the_same_and_not_the_same(fuse, folder):
     results = []
-    for options in ((), ("--precision", "bfloat16")):
+    for options in ((), ("--precision", "bfloat16", "--overwrite")):
         assert fuse("--depth", 16, "--likelihood", "paper", "--steps", 3, *options)[0] == 0
         results.append(images.read(folder / "fused.png").pixels)
     assert 0 < np.abs(results[1] - results[0]).mean() < 0.05
@@ -229,9 +229,11 @@ def test_odd_names_work_and_are_shown_as_they_are(fuse, folder, name):
     assert (folder / f"fused {name}").exists()
 
 
-def test_an_older_result_is_replaced(fuse, folder):
+def test_another_file_is_replaced_only_if_asked(fuse, folder):
     (folder / "fused.png").write_text("old")
-    assert fuse()[0] == 0
+    assert "exists already" in complaint(fuse())
+    assert (folder / "fused.png").read_text() == "old"
+    assert fuse("--overwrite")[0] == 0
     assert images.read(folder / "fused.png").pixels.shape == (*SIZE, 3)
 
 
@@ -242,7 +244,7 @@ def test_align_undoes_a_shift_and_says_so(fuse, folder):
     images.write(folder / "still.png", whole[4:-4, 4:-4])
     images.write(folder / "moved.png", whole[4:-4, 7:-1])
     results = []
-    for options in ((), ("--align",)):
+    for options in ((), ("--align", "--overwrite")):
         code, _, err = fuse(*options, sources=("still.png", "moved.png"))
         assert code == 0
         error = images.read(folder / "fused.png").pixels - images.read(folder / "still.png").pixels
@@ -260,7 +262,7 @@ def test_normalise_lifts_raw_counts(fuse, folder):
     counts = (made_picture(*SIZE, seed=1).astype(np.uint16) + 8000) // 4
     tifffile.imwrite(folder / "raw.tif", counts)
     means = []
-    for options in ((), ("--normalise",)):
+    for options in ((), ("--normalise", "--overwrite")):
         assert fuse(*options, "--colour", "grey", sources=("raw.tif", "raw.tif"))[0] == 0
         means.append(images.read(folder / "fused.png").pixels.std())
     assert means[1] > 10 * means[0]
@@ -534,7 +536,7 @@ def test_batch_refuses_nonsense_in_one_line(run_batch, sets, option):
 
 def test_batch_of_three_sensors(run_batch, sets):
     assert run_batch(sources=("ir", "vis", "[old]"))[0] == 0
-    assert "two sources" in complaint(run_batch("--likelihood", "paper", sources=("ir", "vis", "[old]")))
+    assert "two sources" in complaint(run_batch("--likelihood", "paper", "--overwrite", sources=("ir", "vis", "[old]")))
 
 
 def test_batch_of_volumes(run_batch, volumes, sets):

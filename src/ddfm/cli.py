@@ -17,6 +17,7 @@ from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:
     from ddfm.evaluation.table import Evaluation
+    from ddfm.io.outputs import Outputs
     from ddfm.pipeline import DDFMPipeline
     from ddfm.runs.scene import Scene
 
@@ -124,11 +125,14 @@ def fuse(
     depth: Depth = "same",
     align: Align = False,
     normalise: Normalise = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fuse registered images of one scene, or volumes slice by slice, into one."""
+    from ddfm.io.outputs import Outputs
     from ddfm.runs.scene import Scene
 
     bits = depth_from(depth)
+    Outputs([*sources, prior], overwrite).claim(output)
     with err.status("reading the sources"):
         scene = Scene.read(sources, normalise, align)
         scene.check_target(output, bits, settings.colour)
@@ -153,6 +157,7 @@ def batch(
     resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
     align: Align = False,
     normalise: Normalise = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fuse folders of registered images or volumes, matched by name; lists what could not be fused at the end."""
     from ddfm.runs.batch import batch as run_batch
@@ -172,6 +177,7 @@ def batch(
             format=format,
             normalise=normalise,
             align=align,
+            overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     out.print(
@@ -192,6 +198,7 @@ def batch(
 def demo(
     folder: Annotated[Path, typer.Argument(help="Where the images go.")] = Path("demo"),
     device: Device = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fuse a night street and a head phantom, fuse both pairs, and show the results side by side."""
     import numpy as np
@@ -200,11 +207,16 @@ def demo(
     from ddfm.demo import save_scenes, side_by_side
     from ddfm.evaluation.baselines import average
     from ddfm.io import images
+    from ddfm.io.outputs import Outputs
     from ddfm.runs.scene import Scene
 
-    scenes = save_scenes(folder)
+    shown, outputs = {"night_street": ("infrared", "visible"), "head_pet": ("MRI", "PET")}, Outputs([], overwrite)
+    for name in shown:
+        outputs.claim(folder / f"{name}_fused.png")
+        outputs.claim(folder / f"{name}_side_by_side.png")
+    scenes = save_scenes(folder, overwrite)
     pipe = _pipeline("embedded", device)
-    for name, labels in (("night_street", ("infrared", "visible")), ("head_pet", ("MRI", "PET"))):
+    for name, labels in shown.items():
         scene = Scene.read(scenes[name])
         pair = [source.pixels for source in scene.sources]
         fused = _run(pipe, scene, FusionSettings(), name)
@@ -215,6 +227,17 @@ def demo(
         images.write(folder / f"{name}_side_by_side.png", panels)
         for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
             out.print(_plain(path), highlight=False, soft_wrap=True)
+
+
+def _reports(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":
+    """The files that a measurement writes, checked before the work."""
+    from ddfm.io.outputs import Outputs
+
+    outputs = Outputs(inputs, overwrite)
+    for path in paths:
+        if path is not None:
+            outputs.claim(path)
+    return outputs
 
 
 def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html: Path | None, per_image: bool) -> None:
@@ -251,6 +274,7 @@ def evaluate(
     csv: Csv = None,
     json: Json = None,
     html: Html = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure folders of fused images against their sources."""
     from ddfm.evaluation.evaluate import evaluate_folders
@@ -259,6 +283,7 @@ def evaluate(
     methods = {name: Path(folder) for name, _, folder in named}
     if len(methods) < len(named):
         raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
+    _reports([*sources, *methods.values()], overwrite, csv, json, html)
     with _progress() as bar:
         task = bar.add_task("measuring", total=None)
         evaluation = evaluate_folders(
@@ -289,10 +314,12 @@ def bench(
     csv: Csv = None,
     json: Json = None,
     html: Html = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
     from ddfm.evaluation.evaluate import bench as run_bench
 
+    outputs = _reports([*sources, prior], overwrite, csv, json, html)
     methods = [settings, *(dataclasses.replace(settings, likelihood=name) for name in also)]
     pipe = _pipeline(prior, device)
 
@@ -309,6 +336,7 @@ def bench(
             _names(metrics),
             lambda done, total: bar.update(task, completed=done, total=total),
             published,
+            outputs=outputs,
         )
     _report(evaluation, csv, json, html, per_image)
 
@@ -375,7 +403,7 @@ def prior_export(
     from ddfm.prior.export import export_onnx
     from ddfm.prior.load import load_prior
 
-    Outputs([], overwrite).claim(onnx)
+    Outputs([source, *(Path(source) / part for part in ("unet", "scheduler"))], overwrite).claim(onnx)
     out.print(_plain(export_onnx(load_prior(source, "cpu"), onnx)), highlight=False, soft_wrap=True)
 
 
@@ -387,6 +415,7 @@ def prior_train(
     initial: Annotated[str | None, typer.Option(help="A prior of this architecture to start from.")] = None,
     device: Device = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train the embedded prior, or go on with a run."""
     import torch
@@ -396,7 +425,8 @@ def prior_train(
 
     if threads:
         torch.set_num_threads(threads)
-    prior = train(data, run, TrainingConfig(steps=steps), initial=initial, device=str(usable_device(device)))
+    config, found = TrainingConfig(steps=steps), str(usable_device(device))
+    prior = train(data, run, config, initial=initial, device=found, overwrite=overwrite)
     out.print(_plain(prior), highlight=False, soft_wrap=True)
 
 

@@ -173,7 +173,7 @@ def test_bench_refuses_wrong_methods(folders):
     with pytest.raises(InputError, match="not finite"):
         bench(sources, {"ours": lambda pictures: np.full(SIZE, np.nan)})
     (folders / "file").write_text("")
-    with pytest.raises(InputError, match="Cannot make the folder"):
+    with pytest.raises(InputError, match="Cannot use the folder"):
         bench(sources, {}, out_dir=folders / "file")
 
 

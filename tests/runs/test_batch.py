@@ -20,6 +20,7 @@ from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
 from ddfm.runs.batch import MANIFEST, batch, image_generator
+from ddfm.runs.manifest import Manifest
 from ddfm.runs.scene import Scene
 
 QUICK = {"num_inference_steps": 3, "likelihood": "paper"}
@@ -165,7 +166,8 @@ def test_a_damaged_line_of_the_manifest_does_not_count(scenes, prior, tmp_path, 
     out.mkdir()
     whole = {"name": "a", "output": "a.png", "sha256": "", "sources": [], "settings": "", "kind": [2, 2, 2, 2]}
     (out / MANIFEST).write_text("[" * 100_000 + "\n\0\n3\n" + json.dumps(whole | change) + "\n")
-    assert list(ddfm.runs.manifest._lines(out / MANIFEST)) == []
+    manifest = Manifest(out / MANIFEST, {}, resume=True)
+    assert not manifest.lines and not manifest.begun
 
 
 def test_an_output_that_links_to_any_source_is_refused_before_the_work(scenes, prior, tmp_path, calls):
@@ -314,7 +316,7 @@ def test_volumes_are_scenes_beside_pictures(scenes, prior, tmp_path, calls):
     before = (out / "knee.nii").read_bytes()
     (out / "knee.nii").write_bytes(before[:-2])
     calls.clear()
-    again = batch(scenes, out, resume=True, **common)
+    again = batch(scenes, out, resume=True, overwrite=True, **common)
     assert [path.name for path in again.fused] == ["knee.nii"] and len(again.skipped) == 6
     assert len(calls) == 3 and (out / "knee.nii").read_bytes() == before
     assert len(batch(scenes, out, resume=True, **common).skipped) == 7
@@ -449,7 +451,9 @@ def test_what_is_complete_is_skipped(scenes, prior, tmp_path, calls):
     assert (result.fused, len(result.skipped), len(calls)) == ([], 5, done)
     assert files(out) == before
     assert len(lines(out)) == 6
-    batch(scenes, out, prior=prior, **QUICK)  # unless asked to resume, all is done again
+    with pytest.raises(InputError, match=r"earlier run.*--resume.*--overwrite"):
+        batch(scenes, out, prior=prior, **QUICK)
+    batch(scenes, out, prior=prior, overwrite=True, **QUICK)  # all is done again
     assert len(calls) == 2 * done
     assert files(out) == before
 
@@ -495,8 +499,12 @@ def test_what_was_changed_since_is_not_complete(scenes, prior, tmp_path):
     cut = [line for line in manifest if line != of_d] + [of_d[: len(of_d) // 2]]  # a kill within the last line
     (out / MANIFEST).write_bytes(b"".join(cut))
     result = batch(scenes, out, prior=prior, resume=True, **QUICK)
-    assert sorted(path.stem for path in result.fused) == ["a", "b", "c", "d"]
-    assert [path.stem for path in result.skipped] == ["e"]
+    assert sorted(path.stem for path in result.fused) == ["b", "c"]
+    assert result.failed.keys() == {"a", "d"}  # perhaps somebody's work: not lost unasked
+    assert all("changed since" in sentence for sentence in result.failed.values())
+    result = batch(scenes, out, prior=prior, resume=True, overwrite=True, **QUICK)
+    assert sorted(path.stem for path in result.fused) == ["a", "d"]
+    assert [path.stem for path in result.skipped] == ["b", "c", "e"]
     after = files(out)
     assert after.pop("c.png") != before.pop("c.png")
     assert after == before
@@ -522,7 +530,7 @@ def test_a_run_that_fails_at_once_leaves_the_record_of_the_last(scenes, prior, t
     before = (out / MANIFEST).read_bytes()
     for resume in (False, True):
         with pytest.raises(InputError):
-            batch(scenes, out, prior=prior, resume=resume, likelihood="none such")
+            batch(scenes, out, prior=prior, resume=resume, overwrite=not resume, likelihood="none such")
     assert (out / MANIFEST).read_bytes() == before
 
 

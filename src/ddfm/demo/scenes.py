@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from ddfm.errors import InputError
 from ddfm.io import images
+from ddfm.io.outputs import Outputs
 
 SCENES = {
     "night_street": ("infrared", "visible"),
@@ -14,24 +14,39 @@ SCENES = {
 }
 
 
-def save_scenes(folder: str | os.PathLike[str]) -> dict[str, tuple[Path, Path]]:
+def save_scenes(folder: str | os.PathLike[str], overwrite: bool = False) -> dict[str, tuple[Path, Path]]:
     """Copy the scenes into `folder`, which is made if need be.
+
+    Args:
+        folder: Where they go.
+        overwrite: Whether other files of these names may be replaced.
 
     Returns:
         By scene, its two files in the order of `ddfm.fuse`: (infrared, visible) or (MRI, the other).
 
     Raises:
-        InputError: a file cannot be written.
+        InputError: a file cannot be written, or another one is there.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"Cannot make the folder {images.quoted(folder)}: {error.strerror}.") from error
-    files = {}
+    outputs, files = Outputs([], overwrite), {}
+    shipped = {
+        folder / f"{scene}_{name}.png": _shipped(scene, name) for scene, names in SCENES.items() for name in names
+    }
+    for path, data in shipped.items():
+        outputs.claim(path, ours=_holds(path, data))
+    outputs.folder(folder)
     for scene, names in SCENES.items():
         first, second = (folder / f"{scene}_{name}.png" for name in names)
         for path in (first, second):
-            images.write_bytes(path, (Path(__file__).parent / path.name).read_bytes())
+            images.write_bytes(path, shipped[path])
         files[scene] = (first, second)
     return files
+
+
+def _shipped(scene: str, name: str) -> bytes:
+    return (Path(__file__).parent / f"{scene}_{name}.png").read_bytes()
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there and is this one: an earlier demo's."""
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data

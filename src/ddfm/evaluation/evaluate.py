@@ -21,6 +21,7 @@ from ddfm.evaluation.guards import LIMITS, guards
 from ddfm.evaluation.metrics import Convention, check_names, fusion_metrics
 from ddfm.evaluation.table import Evaluation, Example
 from ddfm.io import images
+from ddfm.io.outputs import Outputs
 from ddfm.io.pairing import pair_by_stem
 
 # Zhao et al., "DDFM", ICCV 2023 (arXiv 2303.06840), tables of the main comparison; the "ddfm" convention.
@@ -77,18 +78,22 @@ def bench(
     progress: Progress | None = None,
     published: str | None = None,
     keep_examples: int = 8,
+    outputs: Outputs | None = None,
 ) -> Evaluation:
     """Fuse two or more folders of sources with each method and the three baselines, time and measure them all.
 
     A method takes a list of float32 images in [0, 1], (H, W) or (H, W, 3) as read, and returns one such image. The
     baselines fuse luma and get the colour of the sources, as our own results do. Each result is measured as it would
     be saved, in 8 bits, so evaluating the PNGs written to `out_dir/<method>/` (if given) gives the same numbers.
-    Reading, writing and measuring are not timed. Raises InputError as `evaluate_folders` does.
+    Reading, writing and measuring are not timed. outputs: what may be written (None: neither onto the sources nor
+    onto what is there). Raises InputError as `evaluate_folders` does, and for a result that may not be written.
     """
     taken = [name for name in methods if name in BASELINES]
     if taken:
         raise InputError(f"{taken[0]!r} is the name of a baseline; call the method something else.")
     evaluation, pairs = _prepare([*methods, *BASELINES], sources, [], convention, names, published, True)
+    if out_dir is not None:
+        _claim(outputs or Outputs(sources), Path(out_dir), evaluation.methods, list(pairs))
     evaluation.seconds = {name: np.zeros(len(pairs)) for name in evaluation.methods}
     for row, (stem, paths) in enumerate(pairs.items()):
         originals = _read_same_size(paths)
@@ -99,7 +104,7 @@ def bench(
             evaluation.seconds[name][row] = time.perf_counter() - start
             results[name] = _to_8_bits(result, name, stem, originals[0])
             if out_dir is not None:
-                images.write(_folder(Path(out_dir) / name) / f"{stem}.png", results[name])
+                images.write(Path(out_dir) / name / f"{stem}.png", results[name])
         _measure(evaluation, row, stem, originals, results, keep_examples)
         if progress:
             progress(row + 1, len(pairs))
@@ -185,13 +190,13 @@ def _published_rows(key: str | None, convention: Convention) -> dict[str, dict[s
     return {f"DDFM paper, {key.upper()} (published, not measured)": PUBLISHED[key.lower()]}
 
 
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"Cannot make the folder {images.quoted(path)}: {reason}.") from error
-    return path
+def _claim(outputs: Outputs, out_dir: Path, methods: Sequence[str], stems: Sequence[str]) -> None:
+    """A file for each result, in a folder for each method: checked before the work, then made."""
+    for name in methods:
+        for stem in stems:
+            outputs.claim(out_dir / name / f"{stem}.png")
+    for name in methods:
+        outputs.folder(out_dir / name)
 
 
 def _read_same_size(paths: Sequence[Path]) -> list[np.ndarray]:

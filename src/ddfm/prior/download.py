@@ -33,6 +33,7 @@ TIMEOUT = 30.0  # seconds without a byte after which a connection counts as brok
 RETRIES = 5  # how often in a row a download may fail without getting on
 BACKOFF = 1.0  # seconds before the first retry, doubled for each further one
 CHUNK = 1 << 20
+FILES = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json")
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ def cache_dir() -> Path:
 def cached(name: str = "openai-256", cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """The diffusers folder of a prior that was pulled, or None."""
     folder = _root(cache_dir) / name
-    needed = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json")
-    return folder if all((folder / file).is_file() for file in needed) else None
+    return folder if all((folder / file).is_file() for file in FILES) else None
 
 
 def pull(
@@ -100,6 +100,7 @@ def pull(
     if done := cached(name, cache_dir):
         return done
     item, root = PUBLISHED[name], _root(cache_dir)
+    _check_free(root / name)
     work = root / f".{name}.download"
     weights, part = work / "weights.pt", work / "weights.pt.part"
     try:
@@ -158,6 +159,14 @@ def _only_one(path: Path, name: str) -> Iterator[None]:
 def _bar(show: bool) -> Progress:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     return Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True), disable=not show)
+
+
+def _check_free(target: Path) -> None:
+    """Nothing is where the prior will be: a pull renames it there whole, so it would be somebody else's."""
+    if target.is_dir() and not any(target.iterdir()):
+        target.rmdir()
+    if os.path.lexists(target):
+        raise InputError(f"{quoted(target)} is in the way and is not a whole prior: move it elsewhere.")
 
 
 def _check_room(item: Published, partial: Path) -> None:
@@ -301,5 +310,5 @@ def _convert(item: Published, weights: Path, target: Path, bar: Progress) -> Non
         unet.save_pretrained(made / "unet")
     except SafetensorError as error:  # how safetensors reports a full disk
         raise OSError(str(error)) from error
-    shutil.rmtree(target, ignore_errors=True)  # not a whole prior, or pull would not have come here
+    _check_free(target)
     made.rename(target)

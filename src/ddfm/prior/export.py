@@ -9,6 +9,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from ddfm.errors import InputError
+from ddfm.io.images import quoted
+from ddfm.io.outputs import Outputs
+from ddfm.prior.download import FILES
 from ddfm.prior.load import Prior, Unet, image_channels, size_multiple
 from ddfm.prior.unet import ResidualUNet
 
@@ -24,6 +27,27 @@ def save_prior(unet: Unet, scheduler: DDPMScheduler, folder: Path) -> Path:
     _copy(unet, torch.float16).save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")
     return folder
+
+
+def claim_run(run: Path, data: Path, overwrite: bool) -> None:
+    """Make a training run's folder, if what the run writes there replaces neither its images nor somebody's files.
+
+    A folder with a `checkpoint.pt` is an earlier run's, to go on with.
+
+    Raises:
+        InputError: as `Outputs` does.
+    """
+    if run.resolve().parent == data.resolve():
+        raise InputError(f"The run's folder {quoted(run)} would be one of the folders of images: choose one elsewhere.")
+    outputs = Outputs([data, *(folder for folder in _listed(data) if folder.is_dir())], overwrite)
+    outputs.folder(run)
+    ours = (run / "checkpoint.pt").exists()
+    for name in ("checkpoint.pt", "log.csv", "log.png", *(f"prior/{file}" for file in FILES)):
+        outputs.claim(run / name, ours)
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def from_checkpoint(checkpoint: Path) -> tuple[ResidualUNet, DDPMScheduler]:

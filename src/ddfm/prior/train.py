@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ddfm.errors import InputError
-from ddfm.prior.export import from_checkpoint, save_prior
+from ddfm.prior.export import claim_run, from_checkpoint, save_prior
 from ddfm.prior.load import load_prior
 from ddfm.prior.precision import best_dtype
 from ddfm.prior.training_data import Batches, read_luma, scales, split
@@ -248,6 +248,7 @@ def train(
     initial: str | Path | None = None,
     device: str | torch.device = "cpu",
     checkpoint_minutes: float = 5.0,
+    overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> Path:
     """Train, or resume, the run in folder `run`; returns the exported prior's folder.
@@ -260,6 +261,7 @@ def train(
         initial: A prior (as in `load_prior`) or a run's `checkpoint.pt` to start from instead of random weights.
         device: "cpu" or "cuda"; bfloat16 autocast where the hardware computes in it.
         checkpoint_minutes: Time between checkpoints.
+        overwrite: Whether files of other origin may be replaced where the folder is not that of an earlier run.
         report: Called with one line of progress at each checkpoint.
 
     Raises:
@@ -268,10 +270,7 @@ def train(
     """
     config, device = config or TrainingConfig(), torch.device(device)
     images, p, held_out = _read_images(data, config, report)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The run's folder {run} cannot be made: {error.strerror}.") from error
+    claim_run(run, data, overwrite)
     state, checkpoint = Run.new(config, initial, device), run / "checkpoint.pt"
     if checkpoint.exists():
         state.resume(checkpoint)

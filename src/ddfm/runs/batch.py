@@ -24,7 +24,7 @@ from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of
 from ddfm.prior import Progress
-from ddfm.runs.manifest import Manifest, sha256
+from ddfm.runs.manifest import Manifest, is_manifest, sha256
 from ddfm.runs.plan import Pair, plan
 from ddfm.runs.scene import Depth, Scene, fuse_images
 from ddfm.settings import FusionSettings, changed
@@ -85,6 +85,7 @@ def batch(
     format: str = "png",
     normalise: bool = False,
     align: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
     **changes: Any,
 ) -> BatchResult:
@@ -103,12 +104,14 @@ def batch(
         settings: How to fuse; `changes` are fields of it. Each image has its own noise,
             `image_generator(settings.seed, name)`, whatever it is batched with.
         resume: Skip what the manifest has with these settings, this version and these sources, and whose file is as
-            it was written. Without it everything is fused again.
+            it was written. A file that was changed since, or that no run wrote, is listed as failed.
         batch_size: Images of one size that go through the network together; None for 1 on the CPU, else 8.
         depth: Bits of the results: "same" (16 if a source has more than 8 and the format holds them), 8, 16 or 32.
         format: Extension of the results, as in `images.write`.
         normalise: As in `Scene.read`.
         align: As in `Scene.read`.
+        overwrite: Replace files that this run does not know as its own: what was there before, and with `resume` what
+            was changed since it was written. Sources never are.
         progress: Called with (images done, images in all) while the network works; done may be fractional.
 
     Raises:
@@ -120,27 +123,46 @@ def batch(
         raise InputError(f"The batch size is 1 or more, not {batch_size}.")
     out, suffix = Path(out_dir), f".{format.lstrip('.').lower()}"
     todo, unmatched = plan(pairs, out, suffix)
-    for folder in {out, *(pair.output.parent for pair in todo if pair.error is None)}:
-        _make(folder)
-    outputs = Outputs((source for pair in todo for source in pair.sources), overwrite=True)
-    for output in dict.fromkeys(x for pair in todo if pair.error is None for x in (pair.output, pair.volume_output)):
-        outputs.claim(output)
+    _claim(todo, out, [prior, *([pairs] if isinstance(pairs, (str, Path)) else pairs)], resume, overwrite)
     images.check_target(out / f"image{suffix}", 8 if depth == "same" else depth)
 
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
-    recorded = _recorded(pipe, settings) | {
-        "prior": str(prior),
-        "depth": depth,
-        "format": suffix,
-        "normalise": normalise,
-        "align": align,
-    }
+    options = {"depth": depth, "format": suffix, "normalise": normalise, "align": align}
+    recorded = _recorded(pipe, settings) | {"prior": str(prior)} | options
     result = BatchResult(out / MANIFEST, unmatched=unmatched)
     with Manifest(result.manifest, recorded, resume) as manifest:
-        run = _Run(manifest, result, depth, normalise, align, batch_size or (1 if pipe.device.type == "cpu" else 8))
+        together = batch_size or (1 if pipe.device.type == "cpu" else 8)
+        run = _Run(manifest, result, depth, normalise, align, overwrite, together)
         run.fuse(pipe, todo, settings, progress)
     return result
+
+
+def _claim(todo: list[Pair], out: Path, inputs: Sequence[str | Path], resume: bool, overwrite: bool) -> None:
+    """Make the folders of the results and check that none goes onto an input, another result or somebody's file.
+
+    What an earlier run wrote is looked at file by file where one resumes, see `_Run.job`.
+    """
+    manifest = out / MANIFEST
+    if os.path.lexists(manifest) and not overwrite:
+        if not resume:
+            raise InputError(
+                f"{images.quoted(out)} has the results of an earlier run: go on with it (--resume), replace them "
+                "(--overwrite), or choose another folder."
+            )
+        if not is_manifest(manifest):
+            raise InputError(f"{images.quoted(manifest)} is not the manifest of a batch: move it, or --overwrite it.")
+    outputs = Outputs([source for pair in todo for source in pair.sources], overwrite=overwrite or resume)
+    for path in inputs:
+        outputs.add_input(path)
+    whole = [pair for pair in todo if pair.error is None]
+    for folder in dict.fromkeys([out, *(pair.output.parent for pair in whole)]):
+        outputs.folder(folder)
+    for pair in whole:
+        outputs.claim(pair.output)
+        if pair.volume_output != pair.output:
+            outputs.claim(pair.volume_output, ours=not images.is_medical(pair.sources[0]))
+    outputs.claim(manifest, ours=True)
 
 
 def image_generator(seed: int, name: str) -> torch.Generator:
@@ -158,6 +180,7 @@ class _Run:
     depth: Depth
     normalise: bool
     align: bool
+    overwrite: bool
     together: int
 
     def fuse(self, pipe: DDFMPipeline, pairs: list[Pair], settings: FusionSettings, progress: Progress | None) -> None:
@@ -238,6 +261,11 @@ class _Run:
                 return _Job(pair, hashes, line["kind"], output, complete=True, scene=None)
         scene = self.read(pair)
         output = pair.volume_output if scene.is_volume else pair.output
+        if output.is_file() and not self.overwrite and not self.manifest.made(pair.name, output):
+            raise InputError(
+                f"{images.quoted(output)} was changed since it was written, or is not of this batch: move it away, or "
+                "replace it with --overwrite."
+            )
         scene.check_target(output, self.depth)
         kind = [*scene.sources[0].pixels.shape[:2], *(image.pixels.ndim for image in scene.sources)]
         return _Job(pair, hashes, [] if scene.is_volume else kind, output, complete=False, scene=scene)
@@ -273,6 +301,7 @@ class _Run:
 
     def write(self, group: list[_Job], pictures: np.ndarray, seconds: float) -> None:
         """First the file, then its line in the manifest: what has a line is whole."""
+        self.manifest.begin({job.pair.name: job.output for job in group if not job.complete})
         for job, picture in zip(group, pictures, strict=True):
             if job.complete or job.scene is None:
                 continue
@@ -282,9 +311,20 @@ class _Run:
                 self.result.failed[job.pair.name] = _sentence(error)
                 continue
             self.manifest.add(
-                job.pair.name, job.output, job.pair.sources, job.hashes, kind=job.kind, seconds=round(seconds, 3)
+                job.pair.name,
+                job.output,
+                job.pair.sources,
+                job.hashes,
+                kind=job.kind,
+                seconds=round(seconds, 3),
+                findings=_findings(job.scene),
             )
             self.result.fused.append(job.output)
+
+
+def _findings(scene: Scene) -> list[str]:
+    """What was assumed about a scene, in reading each source and in bringing them together."""
+    return list(dict.fromkeys([*(x for source in scene.sources for x in source.findings), *scene.findings]))
 
 
 def _sentence(error: Exception) -> str:
@@ -308,15 +348,3 @@ def _recorded(pipe: DDFMPipeline, settings: FusionSettings) -> dict[str, Any]:
         "scheduler": type(pipe.scheduler).__name__,
         "settings": settings.as_dict() | {"likelihood": repr(likelihood_of(settings))},
     }
-
-
-def _make(folder: Path) -> None:
-    """The folder, rid of what a run left that was killed while it wrote."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(".ddfm-*.part"):
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot use the folder {images.quoted(folder)}: {(error.strerror or str(error)).lower()}."
-        ) from error

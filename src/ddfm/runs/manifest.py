@@ -1,5 +1,6 @@
 """What a batch has done, beside its results: JSON lines that survive a kill and tell a later run what is complete."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,19 +21,26 @@ class Manifest:
     """One file of JSON lines: the settings and versions, then a line an image, appended when its file is in place.
 
     A line that a kill cut short is not JSON and does not count; the next run leaves it out. Nothing is written before
-    the first line: a run that fails at once does not cost an earlier one its record.
+    the first line: a run that fails at once does not cost an earlier one its record. Which files are about to be
+    written is noted before they are, so that those of a killed run are known as its own.
 
     Args:
         path: Where it is, in the folder of the results.
         settings: All that the results depend on besides the sources; JSON.
-        resume: Keep the lines that an earlier run with the same settings wrote.
+        resume: Keep what earlier runs wrote, with these settings or others.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
         self.path = path
         self.settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        kept = (line for line in _lines(path) if resume and line["settings"] == self.settings)
-        self.lines = {line["name"]: line for line in kept}
+        kept = list(_lines(path)) if resume else []
+        self.lines = {line["name"]: line for line in kept if _whole(line)}
+        self.begun: dict[str, str] = {}  # name: output, of files that may or may not have been written
+        for line in kept:
+            if _whole(line):
+                self.begun.pop(line["name"], None)
+            elif isinstance(line.get("name"), str) and isinstance(line.get("begun"), str):
+                self.begun[line["name"]] = line["begun"]
         versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
         self.header = {
             "ddfm": __version__,
@@ -40,6 +48,7 @@ class Manifest:
             "settings": settings,
             "settings_sha256": self.settings,
         }
+        self.failures: dict[str, str] = {}
         self.file: int | None = None
 
     def __enter__(self) -> "Manifest":
@@ -47,43 +56,68 @@ class Manifest:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it."""
+        """Close it, with one line an image: of those that a killed run began, no trace is left."""
         if self.file is not None:
             os.close(self.file)
+            with contextlib.suppress(InputError):  # on a full disk the longer one stays
+                images.write_bytes(self.path, self._text())
 
     def complete(self, name: str, output: Path, hashes: list[str]) -> dict[str, Any] | None:
         """The line of an image that these settings made of these sources, if its file is as it was written."""
         line = self.lines.get(name)
-        if line is None or self.path.parent / line["output"] != output:
+        if line is None or line["settings"] != self.settings or self.path.parent / line["output"] != output:
             return None
         if [source["sha256"] for source in line["sources"]] != hashes:
             return None
-        try:
-            return line if sha256(output) == line["sha256"] else None
-        except InputError:  # it is gone
-            return None
+        return line if self._is_as_written(line, output) else None
+
+    def made(self, name: str, output: Path) -> bool:
+        """Whether the file that is at `output` is one that an earlier run wrote, and nobody has changed it since."""
+        if name in self.begun and self.path.parent / self.begun[name] == output:
+            return True
+        line = self.lines.get(name)
+        return line is not None and self.path.parent / line["output"] == output and self._is_as_written(line, output)
+
+    def begin(self, outputs: dict[str, Path]) -> None:
+        """Note which files, {name: path}, are about to be written. Raises InputError."""
+        begun = {name: os.path.relpath(output, self.path.parent) for name, output in outputs.items()}
+        self.begun |= begun
+        self._append(*({"name": name, "begun": output} for name, output in begun.items()))
 
     def add(self, name: str, output: Path, sources: list[Path], hashes: list[str], **more: Any) -> None:
         """A line for an image whose file is in place. Raises InputError."""
-        self._append(
-            {
-                "name": name,
-                "output": os.path.relpath(output, self.path.parent),
-                "sha256": sha256(output),
-                "sources": [{"path": str(p), "sha256": digest} for p, digest in zip(sources, hashes, strict=True)],
-                "settings": self.settings,
-                **more,
-            }
-        )
+        line = {
+            "name": name,
+            "output": os.path.relpath(output, self.path.parent),
+            "sha256": sha256(output),
+            "sources": [{"path": str(p), "sha256": digest} for p, digest in zip(sources, hashes, strict=True)],
+            "settings": self.settings,
+            **more,
+        }
+        self._append(line)
+        self.lines[name] = line
+        self.begun.pop(name, None)
 
     def add_failure(self, name: str, sentence: str) -> None:
         """A line for a pair that was not fused; a later run tries it again. Raises InputError."""
+        self.failures[name] = sentence
         self._append({"name": name, "error": sentence})
 
-    def _append(self, line: dict[str, Any]) -> None:
-        data = _json_line(line)
+    def _text(self) -> bytes:
+        begun = ({"name": name, "begun": output} for name, output in self.begun.items())
+        failures = ({"name": name, "error": sentence} for name, sentence in self.failures.items())
+        return b"".join(map(_json_line, [self.header, *self.lines.values(), *begun, *failures]))
+
+    def _is_as_written(self, line: dict[str, Any], output: Path) -> bool:
+        try:
+            return sha256(output) == line["sha256"]
+        except InputError:  # it is gone
+            return False
+
+    def _append(self, *lines: dict[str, Any]) -> None:
+        data = b"".join(map(_json_line, lines))
         if self.file is None:
-            images.write_bytes(self.path, b"".join(map(_json_line, [self.header, *self.lines.values()])))
+            images.write_bytes(self.path, self._text())
         try:
             if self.file is None:
                 self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
@@ -95,7 +129,7 @@ class Manifest:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The images' lines of a manifest, if there is one."""
+    """The lines of a manifest, if there is one, that are JSON objects."""
     try:
         if not path.is_file():  # opening a pipe would wait for ever
             return
@@ -107,15 +141,14 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json.loads(row)
         except (ValueError, RecursionError):
             continue
-        if _whole(line):
+        if isinstance(line, dict):
             yield line
 
 
-def _whole(line: Any) -> bool:
-    """Whether a line has all that is read of it: damaged ones do not count."""
+def _whole(line: dict[str, Any]) -> bool:
+    """Whether a line is of a finished image and has all that is read of it: damaged ones do not count."""
     return (
-        isinstance(line, dict)
-        and all(isinstance(line.get(key), str) for key in ("name", "output", "sha256", "settings"))
+        all(isinstance(line.get(key), str) for key in ("name", "output", "sha256", "settings"))
         and "\0" not in line["output"]
         and isinstance(line.get("sources"), list)
         and all(isinstance(x, dict) and isinstance(x.get("sha256"), str) for x in line["sources"])
@@ -123,6 +156,11 @@ def _whole(line: Any) -> bool:
         and (not line["kind"] or len(line["kind"]) > 2)
         and all(type(x) is int and 0 < x < 2**31 for x in line["kind"])
     )
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is one that `Manifest` wrote, whatever has become of its lines since."""
+    return any("settings_sha256" in line or _whole(line) for line in _lines(path))
 
 
 def _json_line(line: dict[str, Any]) -> bytes:
