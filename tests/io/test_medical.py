@@ -89,7 +89,7 @@ def test_dicom_there_and_back(tmp_path, photometric, frames):
     again = medical.read_volume(tmp_path / "b.dcm")
     np.testing.assert_allclose(again.pixels, image.pixels, atol=1e-5)
     assert (again.low, again.high) == pytest.approx((image.low, image.high), abs=1e-3)
-    assert again.header.PixelSpacing == [0.5, 0.6] and again.header.ImagePositionPatient == [1, 2, 3]
+    assert again.header.PixelSpacing == [0.5, 0.6]
     # The result must not pass for the acquisition.
     assert again.header.SOPInstanceUID != image.header.SOPInstanceUID and again.header.ImageType[0] == "DERIVED"
 

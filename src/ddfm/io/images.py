@@ -102,18 +102,23 @@ def read(path: str | os.PathLike[str], normalise: bool = False) -> Image:
     return image
 
 
-def read_any(path: str | os.PathLike[str], normalise: bool = False) -> Image:
-    """Read an image as `read` does, or a DICOM or NIfTI file of several slices: pixels (S, H, W), one map for all.
+def read_any(path: str | os.PathLike[str], normalise: bool = False, window: Any = None) -> Image:
+    """Read an image as `read` does, or a DICOM or NIfTI file of several slices, or a folder that holds a DICOM series:
+    pixels (S, H, W), one map for all.
 
-    Raises InputError.
+    window: of a CT, see `medical.read_volume`. Raises InputError.
     """
     name = quoted(path)
+    if os.path.isdir(path):
+        from ddfm.io import medical
+
+        return medical.read_series(Path(path), normalise, window)
     data = read_bytes(path)
     path = Path(path)
     if is_medical(path) or data[128:132] == b"DICM":
         from ddfm.io import medical
 
-        return medical.read(path, data, normalise)
+        return medical.read(path, data, normalise, window)
     values, icc, dpi = decode(data, name)
     pixels, low, high = to_unit(values, name, normalise)
     bits = {"uint8": 8, "uint16": 16}.get(values.dtype.name, 32)

@@ -27,6 +27,7 @@ from ddfm.settings import Colour, FusionSettings, changed
 if TYPE_CHECKING:
     import torch
 
+    from ddfm.io.volume import Window
     from ddfm.pipeline import DDFMPipeline
     from ddfm.prior import Progress
 
@@ -39,27 +40,51 @@ class Scene:
 
     Attributes:
         sources: All images, pixels (H, W) or (H, W, 3), or all volumes, (S, H, W).
-        findings: A sentence for each aligned source: how far off it was.
+        findings: A sentence for each thing that was assumed or done in reading, resampling and aligning.
+        frame: Which source's grid volumes lie on; its unit is the result's where the format allows.
     """
 
     sources: list[Image]
     findings: list[str] = field(default_factory=list)
+    frame: int = 0
 
     @classmethod
-    def read(cls, paths: Sequence[str | os.PathLike[str]], normalise: bool = False, align: bool = False) -> Scene:
+    def read(
+        cls,
+        paths: Sequence[str | os.PathLike[str]],
+        normalise: bool = False,
+        align: bool = False,
+        *,
+        frame: int = 0,
+        window: Window | None = None,
+        rigid: bool = False,
+        allow_different_patients: bool = False,
+    ) -> Scene:
         """Read a scene's sources; normalise as in `images.read`, for a volume over all slices.
 
         align: estimate an affine misalignment of the second and further images and undo it, see `align.align`.
+        frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by their own world
+            coordinates or after a rigid registration, see `registration.volumes.to_frame`.
+        window: of CT sources, "brain", "bone", "lung", "soft-tissue" or (low, high) in Hounsfield units.
 
         Raises:
             InputError: fewer than two files, one that cannot be read, sizes that differ or are below 16x16, a volume
-                beside an image, NIfTI files whose axes point elsewhere, what cannot be aligned.
+                beside an image, volumes of different patients or that do not overlap, what cannot be aligned.
         """
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
-        scene = cls([images.read_any(path, normalise) for path in paths])
+        sources = [images.read_any(path, normalise, window) for path in paths]
+        findings = [finding for source in sources for finding in source.findings]
+        medical = any(source.header is not None for source in sources)
+        if medical:
+            from ddfm.registration import volumes
+
+            findings += volumes.check_patients(sources, allow_different_patients)
+            sources, said = volumes.to_frame(sources, frame, rigid)
+            findings += said
+        _check_options(sources, medical, frame, window, rigid)
+        scene = cls(sources, findings, frame)
         scene._check_sizes()
-        scene._check_axes()
         return scene._aligned() if align else scene
 
     @property
@@ -102,35 +127,54 @@ class Scene:
     def like(self, path: str | os.PathLike[str]) -> Image:
         """The source whose geometry and unit, or else profile and resolution, a result at `path` takes.
 
-        The first of the same kind for DICOM and NIfTI; for other files the first coloured one, or the first of all.
+        The first that can for DICOM and NIfTI, the frame before others; for other files the first coloured one, or the
+        first of all.
         """
         if images.is_medical(path):
             from ddfm.io.medical import lends_geometry
 
-            fitting = [source for source in self.sources if lends_geometry(source, path)]
+            sources = [self.sources[self.frame], *self.sources]
+            fitting = [source for source in sources if lends_geometry(source, path)]
         else:
             fitting = [source for source in self.sources if source.pixels.ndim == 3]
         return (fitting or self.sources)[0]
 
-    def check_target(self, path: str | os.PathLike[str], depth: Depth = "same", colour: Colour = "auto") -> None:
+    def check_target(
+        self,
+        path: str | os.PathLike[str],
+        depth: Depth = "same",
+        colour: Colour = "auto",
+        anonymise: bool = False,
+    ) -> None:
         """Raise InputError where `write` would of what `fuse` gives with this `colour`: before the long work."""
         if self.is_volume and not images.is_medical(path):
             raise InputError(f"Cannot write {quoted(path)}: the sources are volumes; use .nii, .nii.gz or .dcm.")
         images.check_target(path, self.bits(path, depth))
         if images.is_medical(path):
-            from ddfm.io.medical import check_geometry, check_grey
+            from ddfm.io import medical
 
-            check_geometry(path, self.like(path))
+            medical.check_target(path, self.like(path), self.sources, anonymise)
             if not self.is_volume:
+<<<<<<< HEAD
                 check_grey(path, not lends_colour([source.pixels for source in self.sources], colour))
         Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)
+=======
+                medical.check_grey(path, not lends_colour([source.pixels for source in self.sources], colour))
+        target = Path(path).resolve()
+        if any(source.path is not None and source.path.resolve() == target for source in self.sources):
+            raise InputError(f"{quoted(path)} is one of the sources: give the result another name.")
+>>>>>>> f2acd81 (Volumes in world coordinates)
 
-    def write(self, path: str | os.PathLike[str], fused: np.ndarray, depth: Depth = "same") -> None:
-        """Write what `fuse` gave; the file appears whole or not at all. Raises InputError."""
-        if self.is_volume:
-            from ddfm.io.medical import write_volume
+    def write(
+        self, path: str | os.PathLike[str], fused: np.ndarray, depth: Depth = "same", anonymise: bool = False
+    ) -> None:
+        """Write what `fuse` gave; the file is written atomically. anonymise: of DICOM and NIfTI. Raises InputError."""
+        if images.is_medical(path):
+            from ddfm.io import medical
 
-            write_volume(path, fused, self.like(path))
+            medical.check_grey(path, self.is_volume or fused.ndim == 2)
+            fused = fused if self.is_volume else fused[None]
+            medical.write_volume(path, fused, self.like(path), self.sources, anonymise)
         else:
             images.write(path, fused, self.bits(path, depth), self.like(path))
 
@@ -152,20 +196,6 @@ class Scene:
         if min(_shape(first)[:2]) < SMALLEST:
             raise InputError(f"{_name(first)} is {_size(first)}; at least {SMALLEST}x{SMALLEST} is needed.")
 
-    def _check_axes(self) -> None:
-        """Of one size and yet mirrored: two packages' conventions for the same scan, which no size gives away."""
-        if not any(source.header is not None for source in self.sources):
-            return
-        from ddfm.io.medical import axes
-
-        known = [(source, code) for source in self.sources if (code := axes(source))]
-        for source, code in known:
-            if code != known[0][1]:
-                raise InputError(
-                    f"{_name(source)} has its axes along {code} but {_name(known[0][0])} along {known[0][1]}; reorient "
-                    "one of them first."
-                )
-
     def _aligned(self) -> Scene:
         from ddfm.registration.affine import align, warp
 
@@ -176,7 +206,7 @@ class Scene:
         warped = [  # `warp` refuses, with the same sentence, what could not be aligned
             replace(moving, pixels=warp(moving.pixels, found)) for moving, found in zip(others, alignments, strict=True)
         ]
-        return Scene([first, *warped], [found.sentence for found in alignments])
+        return Scene([first, *warped], [*self.findings, *(found.sentence for found in alignments)])
 
     def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
         volumes = [source.pixels for source in self.sources]
@@ -240,6 +270,21 @@ def _generators(seed: int, n: int) -> list[torch.Generator]:
     import torch
 
     return [torch.Generator().manual_seed(seed) for _ in range(n)]
+
+
+def _check_options(sources: list[Image], medical: bool, frame: int, window: Window | None, rigid: bool) -> None:
+    """What was asked of volumes and cannot be done is refused rather than ignored."""
+    if not medical and (window is not None or rigid):
+        raise InputError(
+            "A window and rigid registration are for DICOM and NIfTI files; there is none among the sources."
+        )
+    if not 0 <= frame < len(sources):
+        raise InputError(f"The frame is one of the {len(sources)} sources, counted from 0, not {frame}.")
+    if window is not None:
+        from ddfm.io.medical import hounsfield
+
+        if not any((source.low, source.high) == hounsfield(window) for source in sources):
+            raise InputError("A window in Hounsfield units was asked for, but none of the sources is a CT.")
 
 
 def _name(source: Image) -> str:

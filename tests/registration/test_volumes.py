@@ -1,0 +1,169 @@
+"""volumes: phantoms on any two grids, written as DICOM series and NIfTI, come to lie where they belong."""
+
+import io
+
+import numpy as np
+import pytest
+
+from ddfm.errors import InputError
+from ddfm.io.grid import RAS_FROM_LPS, Grid
+from ddfm.io.medical import read_volume
+from ddfm.runs.scene import Scene
+
+nibabel = pytest.importorskip("nibabel")
+pydicom = pytest.importorskip("pydicom")
+sitk = pytest.importorskip("SimpleITK")
+
+LANDMARKS = np.array([[0, 0, 0], [14, 3, -6], [-12, 10, 8], [5, -15, 10], [-8, -9, -11]], float)  # LPS mm
+WEIGHTS = (1.0, 0.9, 0.8, 0.7, 0.6)
+
+
+def turned(x, y, z):
+    out = np.eye(3)
+    for axis, degrees in enumerate((x, y, z)):
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        a, b = [k for k in range(3) if k != axis]
+        step = np.eye(3)
+        step[a, a], step[b, b], step[a, b], step[b, a] = c, c, -s, s
+        out = step @ out
+    return out
+
+
+def grid(shape, spacing, turn=(0, 0, 0), centre=(0, 0, 0)):
+    affine = np.eye(4)
+    affine[:3, :3] = turned(*turn) * spacing
+    affine[:3, 3] = np.array(centre) - affine[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
+    return Grid(shape, affine)
+
+
+def phantom(at):
+    """Blobs of 4 mm at the landmarks, in 0..1000, sampled at the voxels of a grid."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in at.shape), indexing="ij")[::-1], -1)
+    world = index @ at.affine[:3, :3].T + at.affine[:3, 3]
+    blobs = [w * np.exp(-((world - p) ** 2).sum(-1) / (2 * 4.0**2)) for w, p in zip(WEIGHTS, LANDMARKS, strict=True)]
+    return np.rint(1000 * np.sum(blobs, axis=0)).astype(np.int16)
+
+
+def save_nifti(path, at, values=None):
+    values = phantom(at) if values is None else values
+    nibabel.save(nibabel.Nifti1Image(values.transpose(2, 1, 0), RAS_FROM_LPS @ at.affine), path)
+    return path
+
+
+def save_series(folder, at, values=None, patient="p1", frame="1.2.3.4", **more):
+    folder.mkdir()
+    values = phantom(at) if values is None else values
+    for k in np.random.default_rng(0).permutation(len(values)):  # in no order
+        meta = pydicom.dataset.FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{k + 1}"
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        one = pydicom.dataset.FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+        one.SOPClassUID, one.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        one.SeriesInstanceUID, one.StudyInstanceUID, one.Modality = "1.2.9", "1.2.8", "CT"
+        one.PatientID, one.PatientName, one.FrameOfReferenceUID = patient, "Doe^Jane", frame
+        one.Rows, one.Columns = values.shape[1:]
+        one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1
+        x, y, _ = at.spacing
+        one.PixelSpacing = [f"{y:.9g}", f"{x:.9g}"]
+        cosines = (*(at.affine[:3, 0] / x), *(at.affine[:3, 1] / y))
+        one.ImageOrientationPatient = [f"{v:.9g}" for v in cosines]
+        one.ImagePositionPatient = [f"{v:.9g}" for v in at.affine[:3, 3] + k * at.affine[:3, 2]]
+        for keyword, value in more.items():
+            setattr(one, keyword, value)
+        one.PixelData = values[k].astype("<i2").tobytes()
+        one["PixelData"].VR = "OW"
+        buffer = io.BytesIO()
+        pydicom.dcmwrite(buffer, one, enforce_file_format=True)
+        (folder / f"IM{k:03}").write_bytes(buffer.getvalue())
+    return folder
+
+
+def found(pixels, at):
+    """World coordinates of the blobs in an array on a grid: centroids around the brightest voxel near each."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in at.shape), indexing="ij")[::-1], -1)
+    world = index @ at.affine[:3, :3].T + at.affine[:3, 3]
+    near = [np.linalg.norm(world - p, axis=-1) < 7 for p in LANDMARKS]
+    return np.array([(world[m] * pixels[m][:, None] ** 2).sum(0) / (pixels[m] ** 2).sum() for m in near])
+
+
+FRAME = grid((28, 40, 44), (1.2, 1.2, 1.5), (3, -4, 10), (1, 0, -1))
+OTHERS = [
+    grid((30, 44, 46), (1.1, 1.3, 1.4), (-12, 6, 35), (2, -3, 1)),  # rotated, anisotropic, shifted
+    grid((44, 46, 46), (1.0, 1.0, 1.0), (90, 0, 0)),  # coronal
+    grid((24, 90, 90), (0.5, 0.5, 1.8)),  # finer in the plane
+]
+
+
+@pytest.mark.parametrize("kinds", ["nn", "nd", "dn", "dd"])
+@pytest.mark.parametrize("other", range(len(OTHERS)))
+def test_landmarks_within_half_a_voxel(tmp_path, kinds, other):
+    save = {
+        "n": lambda name, at: save_nifti(tmp_path / f"{name}.nii.gz", at),
+        "d": lambda name, at: save_series(tmp_path / name, at),
+    }
+    paths = [save[kinds[0]]("frame", FRAME), save[kinds[1]]("moving", OTHERS[other])]
+    scene = Scene.read(paths)
+    fixed, moving = scene.sources
+    assert moving.pixels.shape == FRAME.shape and moving.grid.is_same(FRAME)
+    off = (found(moving.pixels, FRAME) - found(fixed.pixels, FRAME)) / FRAME.spacing
+    assert np.abs(off).max() < 0.5, np.abs(off).max()
+    assert any("resampled into the frame" in said for said in scene.findings)
+
+
+def test_a_ct_and_its_own_conversion_lie_the_same_way_up(tmp_path):
+    at = grid((8, 20, 24), (1, 1, 3))
+    flipped = Grid(at.shape, at.affine @ np.array([[1, 0, 0, 0], [0, -1, 0, 19], [0, 0, 1, 0], [0, 0, 0, 1.0]]))
+    values = phantom(at)
+    ct = save_series(tmp_path / "ct", at, values)
+    scene = Scene.read([ct, save_nifti(tmp_path / "ct.nii.gz", flipped, np.ascontiguousarray(values[:, ::-1]))])
+    np.testing.assert_array_equal(scene.sources[1].pixels, scene.sources[0].pixels)
+    assert any("reordered" in said for said in scene.findings)
+
+
+@pytest.mark.parametrize("name", ["f.nii.gz", "f.dcm"])
+def test_the_result_lies_where_the_frame_does(tmp_path, name):
+    scene = Scene.read([save_series(tmp_path / "ct", FRAME), save_nifti(tmp_path / "pet.nii", OTHERS[0])])
+    scene.check_target(tmp_path / name)
+    scene.write(tmp_path / name, scene.sources[0].pixels)
+    image = sitk.ReadImage(str(tmp_path / name))  # what 3D Slicer reads with
+    np.testing.assert_allclose(image.GetOrigin(), FRAME.affine[:3, 3], atol=1e-3)
+    np.testing.assert_allclose(image.GetSpacing(), FRAME.spacing, atol=1e-4)
+    cosines = np.array(image.GetDirection()).reshape(3, 3)
+    np.testing.assert_allclose(cosines, FRAME.affine[:3, :3] / FRAME.spacing, atol=1e-4)
+    assert read_volume(tmp_path / name).grid.is_same(FRAME)
+
+
+def test_patients(tmp_path):
+    at = grid((4, 20, 20), (1, 1, 3))
+    one, two = save_series(tmp_path / "one", at), save_series(tmp_path / "two", at, patient="p2", frame="1.2.3.5")
+    with pytest.raises(InputError, match="another patient"):
+        Scene.read([one, two])
+    findings = Scene.read([one, two], allow_different_patients=True).findings
+    assert any("another patient" in said for said in findings) and any("frame of reference" in s for s in findings)
+
+
+def test_far_apart_and_unplaced(tmp_path):
+    near = save_nifti(tmp_path / "near.nii", FRAME)
+    far = save_nifti(tmp_path / "far.nii", grid(FRAME.shape, FRAME.spacing, centre=(500, 0, 0)), phantom(FRAME))
+    with pytest.raises(InputError, match="do not overlap"):
+        Scene.read([near, far])
+    for affine, word in ((np.diag([0, 1, 1, 1.0]), "length zero"), (np.full((4, 4), np.nan), "NaN")):
+        image = nibabel.Nifti1Image(phantom(FRAME).transpose(2, 1, 0), np.eye(4))
+        image.header["srow_x"], image.header["srow_y"], image.header["srow_z"] = affine[:3]
+        image.header["sform_code"] = 1
+        head = image.header
+        head["vox_offset"], head["magic"] = 352, b"n+1"
+        (tmp_path / "bad.nii").write_bytes(head.binaryblock.ljust(352, b"\0") + phantom(FRAME).tobytes())
+        with pytest.raises(InputError, match=word):
+            Scene.read([near, tmp_path / "bad.nii"])
+
+
+def test_an_anonymised_result_names_nobody(tmp_path):
+    at = grid((4, 20, 20), (1, 1, 3))
+    scene = Scene.read([save_series(tmp_path / "a", at), save_nifti(tmp_path / "b.nii", at)])
+    scene.check_target(tmp_path / "f.dcm", anonymise=True)
+    scene.write(tmp_path / "f.dcm", scene.sources[0].pixels, anonymise=True)
+    data = (tmp_path / "f.dcm").read_bytes()
+    assert b"Doe" not in data and b"1.2.8\0" not in data and b"1.2.3.4" not in data and b"p1" not in data
+    assert pydicom.dcmread(tmp_path / "f.dcm").PatientIdentityRemoved == "YES"
