@@ -258,15 +258,20 @@ def refusal(*paths, **options):
 def test_what_does_not_fit_is_refused(volumes, tmp_path):
     images.write(tmp_path / "flat.png", np.zeros((18, 22)))
     images.write(tmp_path / "tiny.png", np.zeros((15, 22)))
-    short = save_nifti(tmp_path / "short.nii", slices(3))
     tiny = save_nifti(tmp_path / "tiny.nii", slices(20, 15, 22))
-    assert "pet.nii is 22x18x4 but" in (said := refusal(short, volumes[1])) and "short.nii is 22x18x3" in said
     assert "flat.png is an image but" in (said := refusal(volumes[0], tmp_path / "flat.png"))
     assert "mri.nii.gz is a volume of 4 slices" in said
     assert "16x16" in refusal(tiny, tiny)
     assert "16x16" in refusal(tmp_path / "tiny.png", tmp_path / "tiny.png")
     assert "two or more" in refusal(volumes[0])
     assert "register" in refusal(*volumes, align=True)
+
+
+def test_a_volume_of_fewer_slices_is_resampled_and_said(volumes, tmp_path):
+    short = save_nifti(tmp_path / "short.nii", slices(3))
+    scene = Scene.read([volumes[0], short])
+    assert [source.pixels.shape for source in scene.sources] == [(4, 18, 22)] * 2
+    assert any("short.nii" in finding for finding in scene.findings)
 
 
 def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
@@ -286,7 +291,8 @@ def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="16 bits"):
         picture.check_target(tmp_path / "f.jpg", 16)
-    coloured = Scene([replace(volume.sources[0], pixels=np.zeros((18, 22))), Image(np.zeros((18, 22, 3)))])
+    one_slice = images.read_any(save_nifti(tmp_path / "slice.nii", slices(1)))
+    coloured = Scene([replace(one_slice, pixels=np.zeros((18, 22))), Image(np.zeros((18, 22, 3)))])
     with pytest.raises(InputError, match="in colour"):
         coloured.check_target(tmp_path / "f.nii")
     coloured.check_target(tmp_path / "f.nii", colour="grey")

@@ -153,17 +153,10 @@ class Scene:
         if images.is_medical(path):
             from ddfm.io import medical
 
-            medical.check_target(path, self.like(path), self.sources, anonymise)
             if not self.is_volume:
-<<<<<<< HEAD
-                check_grey(path, not lends_colour([source.pixels for source in self.sources], colour))
-        Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)
-=======
                 medical.check_grey(path, not lends_colour([source.pixels for source in self.sources], colour))
-        target = Path(path).resolve()
-        if any(source.path is not None and source.path.resolve() == target for source in self.sources):
-            raise InputError(f"{quoted(path)} is one of the sources: give the result another name.")
->>>>>>> f2acd81 (Volumes in world coordinates)
+            medical.check_target(path, self.like(path), self.sources, anonymise)
+        Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)
 
     def write(
         self, path: str | os.PathLike[str], fused: np.ndarray, depth: Depth = "same", anonymise: bool = False
