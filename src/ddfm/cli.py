@@ -12,7 +12,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ddfm import __version__
 from ddfm.errors import InputError
-from ddfm.options import INPUT, Depth, Device, Output, Overwrite, Prior, depth_from, with_settings
+from ddfm.options import (
+    INPUT,
+    Anonymise,
+    AnyPatient,
+    Depth,
+    Device,
+    Frame,
+    Output,
+    Overwrite,
+    Prior,
+    Rigid,
+    Window,
+    depth_from,
+    frame_from,
+    window_from,
+    with_settings,
+)
 from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:
@@ -125,21 +141,39 @@ def fuse(
     depth: Depth = "same",
     align: Align = False,
     normalise: Normalise = False,
+    frame: Frame = "first",
+    window: Window = None,
+    rigid: Rigid = False,
+    allow_different_patients: AnyPatient = False,
+    anonymise: Anonymise = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fuse registered images of one scene, or volumes slice by slice, into one."""
+    """Fuse registered images of one scene, or volumes slice by slice, into one.
+
+    Examples: ddfm fuse thermal.png photo.jpg -o fused.png
+
+    ddfm fuse MRI_FOLDER pet.nii.gz --frame first -o fused.nii.gz
+    """
     from ddfm.io.outputs import Outputs
     from ddfm.runs.scene import Scene
 
     bits = depth_from(depth)
     Outputs([*sources, prior], overwrite).claim(output)
     with err.status("reading the sources"):
-        scene = Scene.read(sources, normalise, align)
-        scene.check_target(output, bits, settings.colour)
+        scene = Scene.read(
+            sources,
+            normalise,
+            align,
+            frame=frame_from(frame),
+            window=window_from(window),
+            rigid=rigid,
+            allow_different_patients=allow_different_patients,
+        )
+        scene.check_target(output, bits, settings.colour, anonymise)
     for finding in scene.findings:
         err.print(_plain(finding), highlight=False, soft_wrap=True)
     fused = _run(_pipeline(prior, device), scene, settings, "fusing")
-    scene.write(output, fused, bits)
+    scene.write(output, fused, bits, anonymise)
     out.print(_plain(output), highlight=False, soft_wrap=True)
 
 

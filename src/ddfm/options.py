@@ -26,6 +26,16 @@ Json = Annotated[bool, _option("Print one JSON object on standard output, for ma
 Prior = Annotated[str, _option("embedded, openai-256, a .pt file, a diffusers folder or a hub id.", METHOD)]
 Device = Annotated[str | None, _option("cpu, cuda, ...; by default CUDA where there is one.", PERFORMANCE)]
 
+Frame = Annotated[str, _option("Whose grid the result has: first, second or a number from 1.", INPUT)]
+Window = Annotated[
+    str | None, _option('Of CT, in Hounsfield units: brain, bone, lung, soft-tissue or "LOW HIGH".', INPUT)
+]
+Rigid = Annotated[bool, _option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")]
+AnyPatient = Annotated[bool, _option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")]
+Anonymise = Annotated[
+    bool, _option("Remove what identifies the patient from DICOM and NIfTI results.", OUTPUT, "--anonymise")
+]
+
 # The options of FusionSettings: field -> (names, help, panel)
 SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "likelihood": (("--likelihood",), "salient (ours), paper (as printed) or released (the authors' code).", METHOD),
@@ -85,3 +95,24 @@ def depth_from(text: str) -> Any:
     if text not in ("same", "8", "16"):
         raise InputError(f"--depth is same, 8 or 16, not {text}.")
     return text if text == "same" else int(text)
+
+
+def frame_from(text: str) -> int:
+    """The index of the source that gives the frame, from 0. Raises InputError."""
+    words = {"first": 0, "second": 1}
+    if text in words:
+        return words[text]
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 99):
+        raise InputError(f"--frame is first, second or the number of a source from 1, not {text[:80]}.")
+    return int(text[:3]) - 1
+
+
+def window_from(text: str | None) -> Any:
+    """A window's name, or (low, high) in Hounsfield units. Raises InputError."""
+    if text is None or not any(character.isdigit() for character in text):
+        return text
+    try:
+        low, high = (float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise InputError(f'--window is brain, bone, lung, soft-tissue or "LOW HIGH", not {text[:80]}.') from error
+    return low, high

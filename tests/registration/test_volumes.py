@@ -167,3 +167,39 @@ def test_an_anonymised_result_names_nobody(tmp_path):
     data = (tmp_path / "f.dcm").read_bytes()
     assert b"Doe" not in data and b"1.2.8\0" not in data and b"1.2.3.4" not in data and b"p1" not in data
     assert pydicom.dcmread(tmp_path / "f.dcm").PatientIdentityRemoved == "YES"
+
+
+def test_the_command_line_fuses_two_grids_where_the_frame_lies(tmp_path, capsys, monkeypatch):
+    """An MRI of 2 mm and a turned PET of 3 mm; the result lies on the second's grid and says what was done."""
+    import sys
+
+    from ddfm.cli import main
+
+    fine, coarse = grid((20, 24, 28), (2, 2, 2)), grid((16, 18, 20), (3, 3, 3), turn=(5, 0, 10))
+    paths = [save_nifti(tmp_path / "mri.nii", fine), save_nifti(tmp_path / "pet.nii", coarse)]
+    target = tmp_path / "fused.nii.gz"
+    monkeypatch.setattr(sys, "argv", ["ddfm", "fuse", *map(str, paths), "-o", str(target), "--frame", "second"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code, capsys.readouterr()
+    fused = nibabel.load(target)
+    assert fused.shape == (20, 18, 16)
+    np.testing.assert_allclose(fused.affine, RAS_FROM_LPS @ coarse.affine, atol=1e-4)
+    assert "mri.nii" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [("--frame", "third", "--frame"), ("--frame", "7", "frame"), ("--window", "1 2 3", "--window")],
+)
+def test_what_cannot_be_a_frame_or_window_is_refused(tmp_path, capsys, monkeypatch, option, value, word):
+    import sys
+
+    from ddfm.cli import main
+
+    path = save_nifti(tmp_path / "a.nii", grid((16, 18, 20), (3, 3, 3)))
+    argv = ["ddfm", "fuse", str(path), str(path), "-o", str(tmp_path / "out.nii"), option, value]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and word in capsys.readouterr().err
