@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -538,6 +539,30 @@ def test_batch_refuses_nonsense_in_one_line(run_batch, sets, option):
 def test_batch_of_three_sensors(run_batch, sets):
     assert run_batch(sources=("ir", "vis", "[old]"))[0] == 0
     assert "two sources" in complaint(run_batch("--likelihood", "paper", "--overwrite", sources=("ir", "vis", "[old]")))
+
+
+def test_batch_by_patterns_after_one_option(ddfm_, sets, prior):
+    line = ("batch", sets, "--pattern", "ir/{id} [x].png", "vis/{id} [x].png", "-o", sets / "out")
+    more = ("--prior", prior, "--device", "cpu", "--steps", 1)
+    code, out, err = ddfm_(*line, *more, "--dry-run")
+    assert code == 0 and not (sets / "out").exists()
+    first, second, last = out.splitlines()
+    assert first == f"0: {sets}/ir/0 [x].png + {sets}/vis/0 [x].png -> {sets}/out/0.png" and second.startswith("1: ")
+    assert last == "would be: 2 fused, 0 complete before, 0 failed; nothing was written"
+    assert "unmatched" in err
+    assert ddfm_(*line, *more)[1].startswith("2 fused")
+    assert "is complete" in ddfm_(*line, *more, "--dry-run", "--resume")[1]
+
+
+def test_names_that_are_not_text_are_shown_escaped(ddfm_, sets, prior):
+    for folder in ("ir", "vis"):
+        (sets / folder / "0 [x].png").rename(sets / folder / os.fsdecode(b"\xff.png"))
+    line = ("batch", sets / "ir", sets / "vis", "-o", sets / "out", "--prior", prior, "--device", "cpu", "--steps", 1)
+    code, out, _ = ddfm_(*line, "--dry-run")
+    assert code == 0 and "\\udcff.png" in out
+    (sets / "vis" / os.fsdecode(b"\xff.png")).write_bytes(b"no image")
+    code, _, err = ddfm_(*line)
+    assert code == 1 and "\\udcff" in err
 
 
 def test_batch_of_volumes(run_batch, volumes, sets):

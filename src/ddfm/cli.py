@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ddfm.evaluation.table import Evaluation
     from ddfm.io.outputs import Outputs
     from ddfm.pipeline import DDFMPipeline
+    from ddfm.runs.batch import BatchResult
     from ddfm.runs.scene import Scene
 
 app = typer.Typer(
@@ -85,8 +86,8 @@ def main() -> None:
 
 
 def _plain(text: object) -> str:
-    """Without rich's markup: file names may hold brackets."""
-    return escape(str(text))
+    """Without rich's markup, as file names may hold brackets, and what is no text (a name not in UTF-8) escaped."""
+    return escape(str(text).encode(errors="backslashreplace").decode())
 
 
 def _version(asked: bool) -> None:
@@ -180,7 +181,9 @@ def fuse(
 @app.command()
 @with_settings
 def batch(
-    sources: Annotated[list[Path], typer.Argument(help="A folder for each sensor, or a CSV with one row per scene.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="A folder for each sensor, one folder of all, or a CSV with a row per scene.")
+    ],
     output: Output,
     settings: FusionSettings,
     prior: Prior = "embedded",
@@ -189,19 +192,30 @@ def batch(
     format: Annotated[str, typer.Option(help="png, tif, jpg or bmp; volumes keep theirs.")] = "png",
     batch_size: Annotated[int | None, typer.Option(help="Images of one size through the network together.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
+    pattern: Annotated[
+        list[str], typer.Option(help="A name for each sensor: '{id}_T.jpg' '{id}_V.jpg'.", rich_help_panel=INPUT)
+    ] = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the pairs and what would happen.")] = False,
     align: Align = False,
     normalise: Normalise = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fuse folders of registered images or volumes, matched by name; lists what could not be fused at the end."""
+    """Fuse folders of images or volumes, matched by name; lists what could not be fused at the end.
+
+    Example: ddfm batch flight7 --pattern '{id}_T.jpg' '{id}_V.jpg' -o fused
+    """
     from ddfm.runs.batch import batch as run_batch
 
     bits = depth_from(depth)
+    # An option takes one value: the second pattern arrives among the sources.
+    patterns = [*pattern, *(str(path) for path in sources if "{id}" in str(path) and not path.exists())]
+    sources = [path for path in sources if str(path) not in patterns]
     with _progress() as bar:
         task = bar.add_task("fusing", total=None)
         result = run_batch(
             sources[0] if len(sources) == 1 else sources,
             output,
+            patterns=patterns,
             prior=prior,
             device=device,
             settings=settings,
@@ -212,20 +226,41 @@ def batch(
             normalise=normalise,
             align=align,
             overwrite=overwrite,
+            dry_run=dry_run,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    out.print(
-        f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed in "
-        f"{result.seconds:.1f} s, {result.network_share:.0%} of it fusing; {_plain(result.manifest)}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for path in result.unmatched:
-        err.print(f"unmatched: {_plain(path)}", highlight=False, soft_wrap=True)
-    for name, sentence in result.failed.items():
-        err.print(f"{_plain(name)}: {_plain(sentence)}", highlight=False, soft_wrap=True)
+    _batch_report(result, dry_run)
     if result.failed:
         raise typer.Exit(1)
+
+
+def _batch_report(result: "BatchResult", dry_run: bool) -> None:
+    """What a batch did, or would do: a line for all on standard output, of a dry run one per pair before it."""
+
+    def say(text: str, console: Console = err) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    fused = {str(path) for path in result.fused}
+    for pair in result.pairs if dry_run else []:
+        target = pair.output if str(pair.output) in fused else pair.volume_output
+        what = "fails" if pair.name in result.failed else f"-> {target}" if str(target) in fused else "is complete"
+        say(f"{_plain(pair.name)}: {' + '.join(map(_plain, pair.sources))} {_plain(what)}", out)
+    counts = f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed"
+    if dry_run:
+        say(f"would be: {counts}; nothing was written", out)
+    else:
+        time = f"{result.seconds:.1f} s, {result.network_share:.0%} of it fusing"
+        say(f"{counts} in {time}; {_plain(result.manifest)}", out)
+    for path in result.unmatched:
+        say(f"unmatched: {_plain(path)}")
+    for note in result.notes:
+        say(_plain(note))
+    for name, findings in result.findings.items() if dry_run else []:
+        say(f"{_plain(name)}: {_plain(' '.join(findings))}")
+    if result.findings and not dry_run:
+        say(f"For {len(result.findings)} of them something was assumed: see `findings` in the manifest.")
+    for name, sentence in result.failed.items():
+        say(f"{_plain(name)}: {_plain(sentence)}")
 
 
 @app.command()

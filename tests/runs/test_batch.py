@@ -1,12 +1,17 @@
 """Folders: what is written, what does not depend on what, what is skipped, and what a kill leaves."""
 
+import functools
+import importlib
 import inspect
+import itertools
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
-import time
+import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -177,6 +182,51 @@ def test_an_output_that_links_to_any_source_is_refused_before_the_work(scenes, p
     with pytest.raises(InputError, match="one of the sources"):
         batch(scenes, tmp_path / "out", prior=prior, **QUICK)
     assert not calls and (scenes[1] / "b.png").read_bytes() == before
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(scenes, prior, tmp_path, calls):
+    (scenes[0] / "c.png").write_bytes(b"not an image")
+    images.write(scenes[1] / "lonely.png", made_picture(24, 32) / np.float32(255))
+    out = tmp_path / "new" / "out"
+    before, seen = sorted(tmp_path.rglob("*")), []
+    common = {"prior": prior, "progress": lambda done, total: seen.append((done, total))} | QUICK
+    rehearsed = batch(scenes, out, dry_run=True, **common)
+    assert sorted(tmp_path.rglob("*")) == before and not calls and seen[-1] == (4, 5)
+    result = batch(scenes, out, **common)
+    assert sorted(rehearsed.fused) == sorted(result.fused)
+    assert (rehearsed.failed, rehearsed.unmatched) == (result.failed, result.unmatched)
+    assert [pair.name for pair in rehearsed.pairs] == ["a", "b", "c", "d", "e"]
+    again = batch(scenes, out, dry_run=True, resume=True, **common)
+    assert (again.fused, len(again.skipped), again.failed) == ([], 4, result.failed)
+    with pytest.raises(InputError, match="--resume"):
+        batch(scenes, out, dry_run=True, **common)
+
+
+def test_what_was_assumed_is_in_the_manifest(scenes, prior, tmp_path, monkeypatch):
+    read = images.read_any
+
+    def assuming(path, *args):
+        image = read(path, *args)
+        return replace(image, findings=(f"{path.name} was stretched.",)) if path.match("ir/b.png") else image
+
+    monkeypatch.setattr(images, "read_any", assuming)
+    result = batch(scenes, tmp_path / "out", prior=prior, **QUICK)
+    assert result.findings == {"b": ["b.png was stretched."]}
+    assert {
+        line["name"]: line["findings"] for line in lines(tmp_path / "out")[1:] if line["findings"]
+    } == result.findings
+
+
+def test_files_of_one_folder_are_paired_and_keep_their_subfolders(prior, tmp_path):
+    make_pair(tmp_path, "x")
+    for k, name in enumerate(("day 1/FLIR_0001_T.png", "day 1/FLIR_0001.png", "day 2/FLIR_0001_T.png")):
+        (tmp_path / "flight" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / ("ir", "vi")[k % 2] / "x.png", tmp_path / "flight" / name)
+    out = tmp_path / "flight" / "fused"
+    for resume in (False, True):  # the results, within the folder, are not taken for sources
+        result = batch(tmp_path / "flight", out, prior=prior, resume=resume, **QUICK)
+        assert [path.name for path in result.unmatched] == ["FLIR_0001_T.png"]
+    assert result.skipped == [out / "day 1" / "FLIR_0001.png"]
 
 
 def test_the_same_folder_twice_is_refused(scenes, prior, tmp_path):
@@ -357,7 +407,7 @@ def test_rows_of_volumes(prior, tmp_path):
     result = batch(rows, out, prior=prior, **QUICK)
     assert {path.relative_to(out).as_posix() for path in result.fused} == {"head.nii.gz", "sub/x.nii"}
     assert result.failed.keys() == {"y"} and "volumes" in result.failed["y"]
-    with pytest.raises(InputError, match="over a source"):
+    with pytest.raises(InputError, match="one of the sources"):
         batch(table(tmp_path / "ir", "a,b\nhead.nii.gz,../vi/head.nii.gz\n"), tmp_path / "ir", prior=prior, **QUICK)
 
 
@@ -425,21 +475,22 @@ def test_noise_is_of_the_seed_and_the_name():
 
 def test_reading_goes_on_beside_the_network(scenes, prior, tmp_path, monkeypatch):
     read, call = images.read_any, DDFMPipeline.__call__
+    begun, calls = {stem: threading.Event() for stem in "abcde"}, iter("bcde")
 
-    def slow_read(*args):
-        time.sleep(0.1)
-        return read(*args)
+    def noted_read(path, *args):
+        begun[path.stem].set()
+        return read(path, *args)
 
-    def slow_call(self, *args, **kwargs):
-        time.sleep(0.3)
+    def waiting_call(self, *args, **kwargs):
+        coming = next(calls, None)
+        assert coming is None or begun[coming].wait(60), "the next pair is not read before this one is fused"
         return call(self, *args, **kwargs)
 
-    slow_call.__signature__ = inspect.signature(call)
-    monkeypatch.setattr(images, "read_any", slow_read)
-    monkeypatch.setattr(DDFMPipeline, "__call__", slow_call)
-    result = batch(scenes, tmp_path / "out", prior=prior, **QUICK)
-    assert len(result.fused) == 5
-    assert result.network_share > 0.75  # one after the other it is 0.6
+    waiting_call.__signature__ = inspect.signature(call)
+    monkeypatch.setattr(images, "read_any", noted_read)
+    monkeypatch.setattr(DDFMPipeline, "__call__", waiting_call)
+    result = batch(scenes, tmp_path / "out", prior=prior, batch_size=1, **QUICK)
+    assert len(result.fused) == 5 and result.failed == {}
 
 
 # ------------------------------------------------------------------------------------------------------------- resuming
@@ -584,11 +635,15 @@ def test_rows_that_cannot_be_used_are_listed(scenes, prior, tmp_path):
         ("\n", "header"),
         ("infrared,visible\n", "header"),
         ("infrared,output\nir/a.png,a.png\n", "header"),
+        ("ir/a.png,vi/a.png\nir/b.png,vi/b.png\n", "no header"),
+        ("some/a.xyz,vi/a.png\nir/b.png,vi/b.png\n", "no header"),
+        ("a,a\nir/a.png,vi/a.png\n", "two columns"),
+        ("a,b\nir/a.png,vi/a.png\0\n", "NUL"),
         ("a,b\nir/a.png,vi/a.png\nir/a.png,vi/b.png\n", "two rows"),
         ("a,b,output\nir/a.png,vi/a.png,x\nir/a.png,vi/b.png,./x\n", "two rows"),
         ("a,b,output\nir/a.png,vi/a.png,s/x\nir/a.png,vi/b.png,s//x\n", "two rows"),
         ("a,b,output\nir/a.png,vi/a.png,a.png\nir/a.png,vi/b.png,a.tif\n", "two rows"),
-        ("a,b,output\nir/a.png,vi/a.png,ir/b.png\nir/b.png,vi/b.png,x\n", "over a source"),
+        ("a,b,output\nir/a.png,vi/a.png,ir/b.png\nir/b.png,vi/b.png,x\n", "one of the sources"),
         ('a,b\n"ir/a.png,vi/a.png\n', "CSV"),
     ],
 )
@@ -626,9 +681,8 @@ def test_what_concerns_all_pairs_is_raised(scenes, prior, tmp_path, options, sen
 
 def test_folders_that_cannot_be_used_are_refused(scenes, prior, tmp_path):
     for pairs, sentence in (
-        (scenes[:1], "two or more"),
-        ([], "two or more"),
-        (scenes[0], "one folder"),
+        (scenes[:1], "tell two sensors apart"),
+        ([], "none was given"),
         (tmp_path / "absent.csv", "does not exist"),
         ([scenes[0], tmp_path / "absent"], "not a folder"),
     ):
@@ -649,46 +703,68 @@ def test_an_output_folder_that_is_a_file_is_refused(scenes, prior, tmp_path):
 FORK = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork to be quick")
 
 
-def in_a_process(*args, **kwargs):
-    process = multiprocessing.get_context("fork").Process(target=batch, args=args, kwargs=kwargs)
+STEPS = ("os.write", "os.fsync", "os.replace", "ddfm.runs.batch.fuse_images", "ddfm.io.images.read_any")
+
+
+def in_a_process(*args, killed_at=0, **kwargs):
+    """A process that runs `batch`, and is killed when it is about to take its n-th step."""
+    process = multiprocessing.get_context("fork").Process(target=_batch_until, args=(killed_at, args, kwargs))
     process.start()
     return process
 
 
-def killed_at_random(scenes, prior, tmp_path, kills):
-    """Kill runs that resume one another, at random moments; every file is whole, and in the end the same."""
+def _batch_until(killed_at, args, kwargs):
+    count = itertools.count(1)
+    for where in STEPS if killed_at else ():
+        folder, name = where.rsplit(".", 1)
+        module = importlib.import_module(folder)
+        setattr(module, name, functools.partial(_step, getattr(module, name), count, killed_at))
+    batch(*args, **kwargs)
+
+
+def _step(original, count, killed_at, *args, **kwargs):
+    if next(count) == killed_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+
+
+def killed_at_steps(scenes, prior, tmp_path, steps):
+    """Kill runs that resume one another, each at its step; every file is whole, and in the end the same."""
     common = {"prior": prior, "batch_size": 2, "depth": 32, "format": "tif", "resume": True} | QUICK
-    start = time.perf_counter()
     batch(scenes, tmp_path / "whole", **common)
-    whole, seconds = files(tmp_path / "whole"), time.perf_counter() - start
-    when, hits, out = random.Random(0), 0, tmp_path / "out0"
-    for k in range(kills):
-        process = in_a_process(scenes, out, **common)
-        process.join(when.uniform(0, seconds))
-        process.kill()
+    whole, hits, out = files(tmp_path / "whole"), 0, tmp_path / "out0"
+    for k, step in enumerate(steps):
+        process = in_a_process(scenes, out, killed_at=step, **common)
         process.join()
         hits += process.exitcode == -signal.SIGKILL
         left = files(out) if out.exists() else {}
         assert left.items() <= whole.items()  # whole, and the right ones
         if left == whole:
             out = tmp_path / f"out{k + 1}"
-    batch(scenes, out, **common)
+    assert batch(scenes, out, **common).failed == {}
     assert files(out) == whole
     assert not list(out.glob(".*"))
-    assert hits > kills / 3
+    assert (
+        len({line["name"] for line in lines(out)[1:]}) == len(lines(out)) - 1
+    )  # one row per scene, no trace of a kill
+    assert hits > len(steps) / 3
 
 
 @FORK
-def test_killed_at_any_moment_it_resumes_to_the_same(scenes, prior, tmp_path):
-    killed_at_random(scenes, prior, tmp_path, kills=5)
+@pytest.mark.parametrize("steps", [(1, 2, 3), (9, 8, 9), (12, 5, 20, 4)])
+def test_killed_at_any_step_it_resumes_to_the_same(scenes, prior, tmp_path, steps):
+    killed_at_steps(scenes, prior, tmp_path, steps)
 
 
 @FORK
 @pytest.mark.slow
-def test_killed_fifty_times_it_resumes_to_the_same(scenes, prior, tmp_path):
+def test_killed_at_every_step_it_resumes_to_the_same(scenes, prior, tmp_path):
     for k in range(12):
         make_pair(tmp_path, f"more {k}", (24, 32) if k % 3 else (32, 24))
-    killed_at_random(scenes, prior, tmp_path, kills=50)
+    for step in range(1, 40):
+        (tmp_path / str(step)).mkdir()
+        killed_at_steps(scenes, prior, tmp_path / str(step), [step])
+    killed_at_steps(scenes, prior, tmp_path, random.Random(0).choices(range(1, 60), k=50))
 
 
 @FORK

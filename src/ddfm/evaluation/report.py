@@ -50,7 +50,7 @@ def write_html(evaluation: Evaluation, path: Path, title: str = "Image fusion re
         plots=[plot for k in range(len(evaluation.metrics)) if (plot := _box_plot(evaluation, k))],
         difference=_difference,
     )
-    images.write_bytes(path, page.encode())
+    images.write_bytes(path, page.encode(errors="backslashreplace"))
 
 
 def _box_plot(evaluation: Evaluation, k: int) -> dict[str, Any] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -16,6 +14,7 @@ import numpy as np
 from ddfm.evaluation.guards import LIMITS, holds
 from ddfm.evaluation.metrics import LOWER_IS_BETTER, Convention
 from ddfm.io import images
+from ddfm.io.tables import write_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -204,9 +203,7 @@ class Evaluation:
 
     def to_csv(self, path: Path, per_image: bool = False) -> None:
         """Write method, images, then mean and std of each metric; or method, image and each metric. UTF-8."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(self._image_rows() if per_image else self._mean_rows())
-        images.write_bytes(path, text.getvalue().encode())
+        write_table(path, self._image_rows() if per_image else self._mean_rows())
 
     def to_json(self, path: Path) -> None:
         """Write everything but the images; numbers that are not finite become null, as JSON has none."""

@@ -1,17 +1,61 @@
-"""Which files belong together."""
+"""Which files belong together: by pattern, by name, or by how cameras and scanners call them."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddfm.errors import InputError
-from ddfm.io import images
+from ddfm.io import sensors
+from ddfm.io.images import quoted
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
     *(".nii.gz", ".nii", ".dcm", ".dicom"),
 )
+CANDIDATES = 3  # shown of what is ambiguous
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What belongs together.
+
+    Attributes:
+        groups: By the name they share, with its subfolders ("day 1/0007"): a file of each sensor.
+        unmatched: Images that have no partner.
+        findings: A sentence for each thing that was decided about names.
+    """
+
+    groups: dict[str, list[Path]]
+    unmatched: list[Path] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+
+def find_groups(
+    folders: Sequence[str | os.PathLike[str]],
+    patterns: Sequence[str] = (),
+    leave_out: str | os.PathLike[str] | None = None,
+) -> Pairing:
+    """The images in folders and their subfolders that belong together.
+
+    Args:
+        folders: One folder for each sensor, whose files share names or names but for what tells the sensor
+            ("7_ir", "7_vis"); or one folder of all, whose files or subfolders tell it (see `sensors.sensor_of`).
+        patterns: A name for each sensor, in which `{id}` is what the files of a scene share, `*` and `?` are any
+            text and any character: "{id}_T.jpg", "thermal/{id}.png". It is compared with the end of the path, whatever
+            the case; a file goes to the pattern with the most letters.
+        leave_out: A folder within these that is not looked at: that of the results.
+
+    Raises:
+        InputError: a folder that cannot be read, nothing that belongs together, or several candidates for one place.
+    """
+    roots = [Path(folder) for folder in folders]
+    if patterns:
+        return _by_pattern(roots, patterns, leave_out)
+    return _by_name(roots, leave_out) if len(roots) > 1 else _by_sensor(roots[0], leave_out)
 
 
 def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -20,30 +64,188 @@ def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[P
     Extensions may differ between folders. Raises InputError for something that is no folder, an empty folder, two
     files of one stem in a folder, and where nothing matches.
     """
-    tables = [_pictures_in(Path(folder)) for folder in folders]
-    common = set.intersection(*(set(table) for table in tables))
-    if not common:
-        names = " and ".join(images.quoted(folder) for folder in folders)
+    tables = [_by_stem(Path(folder), {p.name: p for p in _listed(Path(folder)) if p.is_file()}) for folder in folders]
+    groups, unmatched = _in_all(tables)
+    if not groups:
+        names = " and ".join(map(quoted, folders))
         raise InputError(f"No file name (without extension) is in all of {names}; corresponding files share a name.")
-    pairs = {stem: [table[stem] for table in tables] for stem in sorted(common)}
-    unmatched = sorted({path for table in tables for stem, path in table.items() if stem not in common})
-    return pairs, unmatched
+    return groups, unmatched
 
 
-def _pictures_in(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise InputError(f"{images.quoted(folder)} is not a folder; check the name.")
+def is_image_name(name: str) -> bool:
+    """Whether a name ends like one of an image or volume."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def stem(name: str) -> str:
+    """A name without the extension of an image."""
+    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
+# ---------------------------------------------------------------------------------------------- the three ways
+
+
+def _by_pattern(roots: list[Path], patterns: Sequence[str], leave_out: str | os.PathLike[str] | None) -> Pairing:
+    if len(patterns) < 2 or len(roots) not in (1, len(patterns)):
+        raise InputError(
+            f"Give a pattern for each sensor, two or more, and one folder or one for each pattern: {len(patterns)} "
+            f"patterns and {len(roots)} folders were given."
+        )
+    compiled = [_compiled(pattern) for pattern in patterns]
+    by_letters = sorted(range(len(patterns)), key=lambda k: -len(re.sub(r"\{id\}|[*?]", "", patterns[k])))
+    found: list[dict[str, list[Path]]] = [{} for _ in patterns]
+    unmatched = []
+    for at, root in enumerate(roots):
+        for name, path in _walked(root, leave_out).items():
+            for k in by_letters if len(roots) == 1 else [at]:
+                if match := compiled[k].fullmatch(name):
+                    scene = f"{match['folder']}/{match['id']}" if match["folder"] else match["id"]
+                    found[k].setdefault(scene, []).append(path)
+                    break
+            else:
+                unmatched += [path] * is_image_name(name)
+    groups, alone = _in_all([{name: path for name, (path, *_) in table.items()} for table in found])
+    _refuse_ambiguous({name: table[name] for table in found for name in groups if len(table[name]) > 1})
+    if not groups:
+        raise InputError(f"No files belong together by {' and '.join(patterns)} in {' and '.join(map(quoted, roots))}.")
+    return Pairing(groups, sorted([*unmatched, *alone]))
+
+
+def _by_name(roots: list[Path], leave_out: str | os.PathLike[str] | None) -> Pairing:
+    """The same name in each folder; of the rest, the same but for what tells the sensor."""
+    tables = [_by_stem(root, _walked(root, leave_out)) for root in roots]
+    groups, _ = _in_all(tables)
+    rest: list[dict[str, list[Path]]] = []
+    for table in tables:
+        rest.append({})
+        for name, path in table.items():
+            if name not in groups:
+                rest[-1].setdefault(sensors.sensor_of(name)[0], []).append(path)
+    more, _ = _in_all([{name: path for name, (path, *_) in table.items()} for table in rest])
+    more = {name: paths for name, paths in more.items() if name not in groups}
+    _refuse_ambiguous({name: table[name] for table in rest for name in more if len(table[name]) > 1})
+    groups |= more
+    if not groups:
+        raise InputError(
+            f"No file name (without extension) is in all of {' and '.join(map(quoted, roots))}; corresponding files "
+            "share a name, or tell what they share with --pattern '{id}_ir.png' '{id}_vis.png'."
+        )
+    taken = {path for paths in groups.values() for path in paths}
+    unmatched = sorted(path for table in tables for path in table.values() if path not in taken)
+    return Pairing(dict(sorted(groups.items())), unmatched)
+
+
+def _by_sensor(root: Path, leave_out: str | os.PathLike[str] | None) -> Pairing:
+    """One folder, whose names or subfolders tell the sensor."""
+    table = _by_stem(root, _walked(root, leave_out))
+    scenes: dict[str, dict[str, list[Path]]] = {}
+    plain = {}  # such as FLIR_0001.jpg beside FLIR_0001_T.jpg
+    for name, path in table.items():
+        scene, sensor = sensors.sensor_of(name)
+        if sensor is None:
+            plain[name] = path
+        else:
+            scenes.setdefault(scene, {}).setdefault(sensor, []).append(path)
+    for name, path in plain.items():
+        if len(known := scenes.get(name, {})) == 1 and (other := sensors.counterpart(*known)):
+            known[other] = [path]
+    zooms = [scene.pop("zoom") for scene in scenes.values() if "zoom" in scene and "visible" in scene]
+    pairs = {name: scene for name, scene in sorted(scenes.items()) if len(scene) > 1}
+    _refuse_ambiguous({n: paths for n, scene in pairs.items() for paths in scene.values() if len(paths) > 1})
+    if not pairs:
+        example = quoted(next(iter(table.values())).name)
+        raise InputError(
+            f"No names in {quoted(root)} tell two sensors apart ({example}, ...): give a folder for each sensor, or "
+            "tell what the names share with --pattern '{id}_T.jpg' '{id}_V.jpg'."
+        )
+    groups = {
+        name or root.resolve().name: [scene[s][0] for s in sensors.ORDER if s in scene] for name, scene in pairs.items()
+    }
+    taken = {path for paths in groups.values() for path in paths}
+    findings = [f"{len(zooms)} zoom images are left out: the wide camera sees the whole scene."] if zooms else []
+    return Pairing(groups, sorted(set(table.values()) - taken), findings)
+
+
+# ---------------------------------------------------------------------------------------------- what they share
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"(\{id\}|\*|\?)", pattern)
+    if "{id}" not in parts or re.search(r"[{}]", pattern.replace("{id}", "")):
+        raise InputError(
+            f"The pattern {pattern!r} needs {{id}} where the files of a scene share their name, as in {{id}}_T.jpg."
+        )
+    text, seen = "", False
+    for part in parts:
+        text += {"{id}": "(?P=id)" if seen else "(?P<id>[^/]+?)", "*": "[^/]*", "?": "[^/]"}.get(part, re.escape(part))
+        seen |= part == "{id}"
+    return re.compile(f"(?:(?P<folder>.+)/)?{text}", re.IGNORECASE | re.DOTALL)
+
+
+def _in_all(tables: list[dict[str, Path]]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """What all tables have, in order of name, and the files of the rest."""
+    common = set.intersection(*(set(table) for table in tables))
+    groups = {name: [table[name] for table in tables] for name in sorted(common)}
+    return groups, sorted({path for table in tables for name, path in table.items() if name not in common})
+
+
+def _by_stem(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
+    """The images among files, by their name without extension; InputError where two have one, or there is none."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s)), None)
-        if suffix is None or path.name.startswith(".") or not path.is_file():
+    for name, path in files.items():
+        if not is_image_name(name) or path.name.startswith("."):
             continue
-        stem = path.name[: -len(suffix)]
-        if stem in found:
-            raise InputError(
-                f"{images.quoted(folder)} has both {found[stem].name} and {path.name}; remove one of them."
-            )
-        found[stem] = path
+        if (key := stem(name)) in found:
+            raise InputError(f"{quoted(folder)} has both {found[key].name} and {path.name}; remove one of them.")
+        found[key] = path
     if not found:
-        raise InputError(f"{images.quoted(folder)} has no images in it ({', '.join(SUFFIXES)}).")
+        raise InputError(f"{quoted(folder)} has no images in it ({', '.join(SUFFIXES)}).")
     return found
+
+
+def _refuse_ambiguous(candidates: dict[str, list[Path]]) -> None:
+    """Raise InputError if there is any scene with several files for one place."""
+    if not candidates:
+        return
+    shown = "; ".join(
+        f"{quoted(scene)}: {' or '.join(quoted(path.name) for path in paths[:CANDIDATES])}"
+        for scene, paths in list(candidates.items())[:CANDIDATES]
+    )
+    more = f" (and {len(candidates) - CANDIDATES} more)" if len(candidates) > CANDIDATES else ""
+    raise InputError(
+        f"Which files belong together is ambiguous for {shown}{more}; choose with "
+        "--pattern '{id}_T.jpg' '{id}_V.jpg'."
+    )
+
+
+def _walked(root: Path, leave_out: str | os.PathLike[str] | None) -> dict[str, Path]:
+    """All files in a folder and its subfolders, links to folders included, by path within it; nothing hidden."""
+    files: dict[str, Path] = {}
+    seen = {os.path.realpath(leave_out)} if leave_out is not None else set()
+    todo = [root]
+    while todo:
+        folder = todo.pop()
+        if (real := os.path.realpath(folder)) in seen:  # the results, or a link in a circle
+            continue
+        seen.add(real)
+        for path in _listed(folder):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                todo.append(path)
+            elif path.is_file():
+                files[path.relative_to(root).as_posix()] = path
+    return dict(sorted(files.items()))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder, sorted. Raises InputError."""
+    if not os.path.isdir(folder):
+        raise InputError(f"{quoted(folder)} is not a folder; check the name.")
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the folder {quoted(folder)}: {(error.strerror or str(error)).lower()}."
+        ) from error

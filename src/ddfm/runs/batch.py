@@ -25,7 +25,7 @@ from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of
 from ddfm.prior import Progress
 from ddfm.runs.manifest import Manifest, is_manifest, sha256
-from ddfm.runs.plan import Pair, plan
+from ddfm.runs.plan import Pair, Pairs, plan
 from ddfm.runs.scene import Depth, Scene, fuse_images
 from ddfm.settings import FusionSettings, changed
 
@@ -39,20 +39,26 @@ class BatchResult:
     """What `batch` did.
 
     Attributes:
-        fused: Files written by this run.
+        manifest: The JSON lines beside the results.
+        pairs: What there was to do, in order.
+        fused: Files written by this run; of a dry run, that would be.
         skipped: Files that were complete before.
         failed: {name: one sentence} of the pairs that could not be fused.
-        unmatched: Images without a partner in the other folders.
-        manifest: The JSON lines beside the results.
+        findings: {name: sentences} of what was assumed about the sources of a pair that was read.
+        unmatched: Images without a partner.
+        notes: What was decided about names, a sentence each.
         seconds: Wall time, from the first file to the last, without loading the prior.
         network_share: The share of it spent in the pipeline, in [0, 1]; the rest was waiting for files.
     """
 
     manifest: Path
+    pairs: list[Pair] = field(default_factory=list)
     fused: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    findings: dict[str, list[str]] = field(default_factory=dict)
     unmatched: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     network_share: float = 0.0
 
@@ -73,72 +79,81 @@ class _Job:
 
 
 def batch(
-    pairs: str | Path | Sequence[str | Path],
+    pairs: Pairs,
     out_dir: str | Path,
     *,
+    patterns: Sequence[str] = (),
     prior: str | Path = "embedded",
     device: str | None = None,
     settings: FusionSettings | None = None,
     resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
     batch_size: int | None = None,
     depth: Depth = "same",
     format: str = "png",
     normalise: bool = False,
     align: bool = False,
-    overwrite: bool = False,
     progress: Progress | None = None,
     **changes: Any,
 ) -> BatchResult:
-    """Fuse folders of registered images, each pair to `out_dir/<stem>.<format>`, with a manifest beside them.
+    """Fuse folders of images, each scene to `out_dir/<name>.<format>`, with a manifest beside them.
 
-    Volumes go to `out_dir/<stem>` with the extension of their first source, unless `format` is one of volumes. A pair
+    Volumes go to `out_dir/<name>` with the extension of their first source, unless `format` is one of volumes. A pair
     that cannot be read, aligned or written is listed in the result and the others go on.
 
     Args:
-        pairs: Two or more folders, a sensor each, whose images are matched by name without extension; or a CSV file
-            with a header and a row a scene: one column a sensor, paths relative to the CSV, and optionally `output`,
-            a path within `out_dir` (else the stem of the first source; a name without extension gets `format`).
+        pairs: Folders, one for each sensor or one of all, with their subfolders (see `pairing.find_groups`); or a CSV
+            file with a header and a row per scene: one column for each sensor, paths relative to the CSV, and
+            optionally `output`, a path within `out_dir` (else the first source's name; one without extension gets
+            `format`).
         out_dir: Made if it is not there. One run at a time.
+        patterns: A name for each sensor, such as "{id}_T.jpg" and "{id}_V.jpg", as of `pairing.find_groups`.
         prior: As in `load_prior`.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         settings: How to fuse; `changes` are fields of it. Each image has its own noise,
             `image_generator(settings.seed, name)`, whatever it is batched with.
         resume: Skip what the manifest has with these settings, this version and these sources, and whose file is as
             it was written. A file that was changed since, or that no run wrote, is listed as failed.
+        overwrite: Replace files that this run does not know as its own: what was there before, and with `resume` what
+            was changed since it was written. Sources never are.
+        dry_run: Write nothing and fuse nothing, but read all pairs: the result says what would be done.
         batch_size: Images of one size that go through the network together; None for 1 on the CPU, else 8.
         depth: Bits of the results: "same" (16 if a source has more than 8 and the format holds them), 8, 16 or 32.
         format: Extension of the results, as in `images.write`.
         normalise: As in `Scene.read`.
         align: As in `Scene.read`.
-        overwrite: Replace files that this run does not know as its own: what was there before, and with `resume` what
-            was changed since it was written. Sources never are.
         progress: Called with (images done, images in all) while the network works; done may be fractional.
 
     Raises:
         InputError: what concerns all pairs: a folder, the CSV, the prior, an option, an output folder that cannot be
-            used.
+            used, names that fit together in several ways.
     """
     settings = changed(settings, changes)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"The batch size is 1 or more, not {batch_size}.")
     out, suffix = Path(out_dir), f".{format.lstrip('.').lower()}"
-    todo, unmatched = plan(pairs, out, suffix)
-    _claim(todo, out, [prior, *([pairs] if isinstance(pairs, (str, Path)) else pairs)], resume, overwrite)
-    images.check_target(out / f"image{suffix}", 8 if depth == "same" else depth)
+    todo = plan(pairs, out, suffix, patterns)
+    inputs = [prior, *([pairs] if isinstance(pairs, (str, os.PathLike)) else pairs)]
+    _claim(todo.pairs, out, inputs, resume, overwrite, dry_run)
+    images.check_target(_existing(out) / f"image{suffix}", 8 if depth == "same" else depth)
 
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
     options = {"depth": depth, "format": suffix, "normalise": normalise, "align": align}
     recorded = _recorded(pipe, settings) | {"prior": str(prior)} | options
-    result = BatchResult(out / MANIFEST, unmatched=unmatched)
+    result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
     with Manifest(result.manifest, recorded, resume) as manifest:
         together = batch_size or (1 if pipe.device.type == "cpu" else 8)
         run = _Run(manifest, result, depth, normalise, align, overwrite, together)
-        run.fuse(pipe, todo, settings, progress)
+        if dry_run:
+            run.rehearse(progress)
+        else:
+            run.fuse(pipe, settings, progress)
     return result
 
 
-def _claim(todo: list[Pair], out: Path, inputs: Sequence[str | Path], resume: bool, overwrite: bool) -> None:
+def _claim(todo: list[Pair], out: Path, inputs: list[Any], resume: bool, overwrite: bool, dry_run: bool) -> None:
     """Make the folders of the results and check that none goes onto an input, another result or somebody's file.
 
     What an earlier run wrote is looked at file by file where one resumes, see `_Run.job`.
@@ -156,7 +171,7 @@ def _claim(todo: list[Pair], out: Path, inputs: Sequence[str | Path], resume: bo
     for path in inputs:
         outputs.add_input(path)
     whole = [pair for pair in todo if pair.error is None]
-    for folder in dict.fromkeys([out, *(pair.output.parent for pair in whole)]):
+    for folder in dict.fromkeys([out, *(pair.output.parent for pair in whole)] if not dry_run else []):
         outputs.folder(folder)
     for pair in whole:
         outputs.claim(pair.output)
@@ -183,9 +198,19 @@ class _Run:
     overwrite: bool
     together: int
 
-    def fuse(self, pipe: DDFMPipeline, pairs: list[Pair], settings: FusionSettings, progress: Progress | None) -> None:
+    def rehearse(self, progress: Progress | None) -> None:
+        """Find out what `fuse` would do."""
+        for done, pair in enumerate(self.result.pairs):
+            if progress:
+                progress(done, len(self.result.pairs))
+            for job in self.jobs([pair]):
+                if not job.complete:
+                    self.result.fused.append(job.output)
+
+    def fuse(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> None:
         """Reader thread -> network, in this thread -> writer thread; one group ahead, two behind."""
         result, computed, network, start = self.result, 0, 0.0, time.perf_counter()
+        pairs = result.pairs
 
         def report(under_way: float = 0.0) -> None:
             if progress:
@@ -250,6 +275,8 @@ class _Run:
                 continue
             if job.complete:
                 self.result.skipped.append(job.output)
+            elif job.scene and job.scene.findings:
+                self.result.findings[pair.name] = job.scene.findings
             yield job
 
     def job(self, pair: Pair) -> _Job:
@@ -266,7 +293,7 @@ class _Run:
                 f"{images.quoted(output)} was changed since it was written, or is not of this batch: move it away, or "
                 "replace it with --overwrite."
             )
-        scene.check_target(output, self.depth)
+        scene.check_target(_existing(output.parent) / output.name, self.depth)
         kind = [*scene.sources[0].pixels.shape[:2], *(image.pixels.ndim for image in scene.sources)]
         return _Job(pair, hashes, [] if scene.is_volume else kind, output, complete=False, scene=scene)
 
@@ -317,14 +344,14 @@ class _Run:
                 job.hashes,
                 kind=job.kind,
                 seconds=round(seconds, 3),
-                findings=_findings(job.scene),
+                findings=self.result.findings.get(job.pair.name, []),
             )
             self.result.fused.append(job.output)
 
 
-def _findings(scene: Scene) -> list[str]:
-    """What was assumed about a scene, in reading each source and in bringing them together."""
-    return list(dict.fromkeys([*(x for source in scene.sources for x in source.findings), *scene.findings]))
+def _existing(folder: Path) -> Path:
+    """The folder, or in a dry run the one that it would be made in."""
+    return next((x for x in (folder, *folder.parents) if x.exists()), folder)
 
 
 def _sentence(error: Exception) -> str:

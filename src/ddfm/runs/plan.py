@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from ddfm.errors import InputError
 from ddfm.io import images
-from ddfm.io.pairing import SUFFIXES, pair_by_stem
+from ddfm.io.pairing import find_groups, stem
+from ddfm.io.tables import read_table
+
+Pairs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True)
@@ -26,81 +26,78 @@ class Pair:
     error: str | None = None
 
 
-def plan(pairs: str | Path | Sequence[str | Path], out: Path, suffix: str) -> tuple[list[Pair], list[Path]]:
-    """The pairs of folders or of a CSV file, as `batch` takes them, and the images without a partner.
+@dataclass(frozen=True)
+class Plan:
+    """The pairs, the images without a partner, and a sentence for each thing that was decided about names."""
+
+    pairs: list[Pair]
+    unmatched: list[Path] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+
+
+def plan(given: Pairs, out: Path, suffix: str, patterns: Sequence[str] = ()) -> Plan:
+    """The pairs of folders or of a CSV file.
 
     Args:
-        pairs: As of `batch`.
+        given: As the `pairs` of `batch`.
         out: The folder of the results.
         suffix: Of the results, with its dot.
+        patterns: As of `find_groups`.
 
     Raises:
         InputError: a folder or the CSV cannot be used.
     """
-    if isinstance(pairs, (str, Path)):
-        return _from_csv(Path(pairs), out, suffix), []
-    return _from_folders([Path(folder) for folder in pairs], out, suffix)
-
-
-def _from_folders(folders: list[Path], out: Path, suffix: str) -> tuple[list[Pair], list[Path]]:
-    if len(folders) < 2:
-        raise InputError(f"Fusion takes two or more folders of sources, or a CSV file; {len(folders)} folder given.")
-    if out.resolve() in [folder.resolve() for folder in folders]:
+    paths = [Path(given)] if isinstance(given, (str, os.PathLike)) else [Path(path) for path in given]
+    if not paths:
+        raise InputError("Fusion takes a folder for each sensor, one folder of all, or a CSV file; none was given.")
+    if len(paths) == 1 and not paths[0].is_dir():
+        if patterns:
+            raise InputError(f"{images.quoted(paths[0])} is no folder: patterns are of the names in a folder.")
+        return Plan(_from_csv(paths[0], out, suffix))
+    folders = {os.path.realpath(path) for path in paths}
+    if os.path.realpath(out) in folders:
         raise InputError(f"The results cannot go to {images.quoted(out)}: it is a folder of sources.")
-    if len({folder.resolve() for folder in folders}) < len(folders):
+    if len(folders) < len(paths) and not patterns:
         raise InputError("The same folder is given twice: give a folder for each sensor.")
-    matched, unmatched = pair_by_stem(folders)
+    found = find_groups(paths, patterns, leave_out=out)
     pairs = [
-        Pair(stem, paths, out / f"{stem}{suffix}", out / f"{stem}{_volume_suffix(suffix, paths[0])}")
-        for stem, paths in matched.items()
+        Pair(name, files, out / f"{name}{suffix}", out / f"{name}{_volume_suffix(suffix, files[0])}")
+        for name, files in found.groups.items()
     ]
-    return pairs, unmatched
+    return Plan(pairs, found.unmatched, found.findings)
 
 
 def _from_csv(path: Path, out: Path, suffix: str) -> list[Pair]:
-    name = images.quoted(path)
-    if path.is_dir():
-        raise InputError(f"{name} is one folder: give two or more folders of sources, or a CSV file.")
-    try:
-        rows = list(csv.DictReader(io.StringIO(images.read_bytes(path).decode("utf-8-sig"), newline=""), strict=True))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not a CSV file in UTF-8 ({error}).") from error
-    sensors = [column for column in rows[0] if column not in (None, "output")] if rows else []
-    if len(sensors) < 2:
-        raise InputError(f"{name} needs a header of two or more columns, one a sensor, and a row a scene.")
-    pairs = [_from_row(row, number, sensors, path, out, suffix) for number, row in enumerate(rows, start=2)]
-    sources = {source.resolve() for pair in pairs for source in pair.sources}
+    header, rows = read_table(path, needed=2)
+    pairs = [_from_row(row, number, header, path, out, suffix) for number, row in enumerate(rows, start=2)]
     taken: set[str] = set()
     for pair in pairs:
         if pair.name in taken:
-            raise InputError(f"{name} has two rows that write {images.quoted(pair.output)}: give each an `output`.")
-        for output in (pair.output, pair.volume_output):
-            if output.resolve() in sources:
-                raise InputError(f"{name} would write {images.quoted(output)} over a source.")
+            raise InputError(
+                f"{images.quoted(path)} has two rows that write {images.quoted(pair.output)}: give each an `output`."
+            )
         taken.add(pair.name)
     return pairs
 
 
-def _from_row(row: dict[str, Any], number: int, sensors: list[str], path: Path, out: Path, suffix: str) -> Pair:
-    files = [row[column] or "" for column in sensors]
-    name = os.path.normpath(row["output"]) if row.get("output") else _stem(Path(files[0]).name) or f"row {number}"
-    stem, volume_suffix = _stem(name), _volume_suffix(suffix, Path(files[0]))
-    if stem != name:
-        suffix = volume_suffix = name[len(stem) :]
-    pair = Pair(stem, [path.parent / file for file in files], out / f"{stem}{suffix}", out / f"{stem}{volume_suffix}")
-    if not all(files) or None in row:
-        return replace(pair, error=f"Row {number} of {images.quoted(path)} needs {len(sensors)} sources.")
+def _from_row(row: list[str], number: int, header: list[str], path: Path, out: Path, suffix: str) -> Pair:
+    cells = dict(zip(header, row, strict=False))
+    files = [cells.get(column, "") for column in header if column != "output"]
+    given = cells.get("output")
+    name = os.path.normpath(given) if given else stem(Path(files[0]).name) or f"row {number}"
+    base, volume_suffix = stem(name), _volume_suffix(suffix, Path(files[0]))
+    if base != name:
+        suffix = volume_suffix = name[len(base) :]
+    pair = Pair(base, [path.parent / file for file in files], out / f"{base}{suffix}", out / f"{base}{volume_suffix}")
+    if not all(files) or len(row) > len(header):
+        return replace(pair, error=f"Row {number} of {images.quoted(path)} needs {len(files)} sources.")
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return replace(pair, error=f"Row {number} of {images.quoted(path)} has an output outside the output folder.")
+    if len({os.path.realpath(source) for source in pair.sources}) < len(files):
+        return replace(pair, error=f"Row {number} of {images.quoted(path)} names the same file twice.")
     return pair
-
-
-def _stem(name: str) -> str:
-    """A name without the extension of an image."""
-    suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
-    return name[: len(name) - len(suffix)]
 
 
 def _volume_suffix(suffix: str, source: Path) -> str:
     """Of the file for a volume: that of its source if the format is one of images."""
-    return suffix if images.is_medical(f"x{suffix}") else source.name[len(_stem(source.name)) :]
+    return suffix if images.is_medical(f"x{suffix}") else source.name[len(stem(source.name)) :]
