@@ -5,8 +5,8 @@ has every layer of it under another name, so conversion renames weights; only th
 and value is cut in three.
 """
 
-import json
-import zipfile
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from ddfm.errors import InputError
 from ddfm.io.images import quoted
+from ddfm.prior.checks import LAYERS, LEVELS, check_archive, read_config
 
 OPENAI_256: dict[str, Any] = {
     "image_size": 256,
@@ -258,7 +259,8 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(default, bool):
             right = isinstance(value, bool)
         else:
-            right = type(value) is int and (value >= 1 or value == default)
+            most = LAYERS if key == "num_res_blocks" else 2**16
+            right = type(value) is int and (1 <= value <= most or value == default)
         if not right:
             raise InputError(f"The create_model argument {key} is {value!r}, which is missing or of the wrong kind.")
     return args
@@ -271,7 +273,8 @@ def _numbers(args: dict[str, Any], key: str) -> tuple[float, ...]:
         numbers = tuple(float(part) for part in (value.split(",") if isinstance(value, str) else value))
     except (TypeError, ValueError):
         numbers = ()
-    if not numbers:
+    if not 0 < len(numbers) <= LEVELS or not all(math.isfinite(x) and 0 <= x <= 1024 for x in numbers):
+        value = str(value)[:80]
         raise InputError(f"The create_model argument {key}={value!r} is not a list of numbers such as '32,16,8'.")
     return numbers
 
@@ -341,23 +344,18 @@ def _meta_unet(config: dict[str, Any]) -> UNet2DModel:
 
 def _read_args(path: Path) -> dict[str, Any]:
     """The create_model arguments in `path`, or the published network's if there is no such file."""
-    try:
-        args = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return OPENAI_256
-    except OSError as error:
-        raise InputError(f"{quoted(path)} cannot be read: {error.strerror}.") from error
-    except ValueError as error:  # not JSON, or not text
-        raise InputError(f"{quoted(path)} should hold create_model arguments, but it is not JSON.") from error
-    if not isinstance(args, dict):
-        raise InputError(f"{quoted(path)} should hold create_model arguments, but it is not a JSON object.")
-    return args
+    try:
+        return read_config(path)
+    except InputError as error:
+        raise InputError(f"{quoted(path)} should hold create_model arguments: {error}") from error
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in `path`, memory-mapped where its format allows."""
+    mapped = check_archive(path)
     try:
-        mapped = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise InputError(f"{quoted(path)} cannot be read: {error.strerror or error}.") from error

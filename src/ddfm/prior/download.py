@@ -9,9 +9,11 @@ import hashlib
 import http.client
 import json
 import os
+import queue
 import shutil
 import ssl
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -28,8 +30,11 @@ from safetensors import SafetensorError
 from ddfm import __version__
 from ddfm.errors import InputError
 from ddfm.io.images import quoted
+from ddfm.prior.checks import regular
 
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
+PATIENCE = 60.0  # seconds in which a connection must answer, and then bring
+LEAST_RATE = 1024  # bytes a second, or count as broken: one that dribbles never times out
 RETRIES = 5  # how often in a row a download may fail without getting on
 BACKOFF = 1.0  # seconds before the first retry, doubled for each further one
 CHUNK = 1 << 20
@@ -59,10 +64,13 @@ PUBLISHED = {
 
 
 def cache_dir() -> Path:
-    """Where pulled priors live: $DDFM_CACHE, else $XDG_CACHE_HOME/ddfm, else ~/.cache/ddfm."""
-    if own := os.environ.get("DDFM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ddfm"
+    """Where pulled priors live: $DDFM_CACHE, else $XDG_CACHE_HOME/ddfm, else ~/.cache/ddfm. Raises InputError."""
+    own = os.environ.get("DDFM_CACHE")
+    given = own or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(given).expanduser() / ("" if own else "ddfm")
+    except RuntimeError as error:  # ~somebody who is not there, or no home at all
+        raise InputError(f"The cache {quoted(given)} is in no known home: set DDFM_CACHE to a folder.") from error
 
 
 def cached(name: str = "openai-256", cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
@@ -105,6 +113,9 @@ def pull(
     weights, part = work / "weights.pt", work / "weights.pt.part"
     try:
         work.mkdir(parents=True, exist_ok=True)
+        for path in (root / f".{name}.lock", weights, part, part.with_suffix(".validator")):
+            if os.path.lexists(path):
+                regular(path)
         with _only_one(root / f".{name}.lock", name), _bar(progress) as bar:
             if done := cached(name, cache_dir):  # another pull ended just before the lock was ours
                 return done
@@ -217,7 +228,7 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
         if validator.exists():
             headers["If-Range"] = validator.read_text(encoding="utf-8")
     with _network():
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = _within(PATIENCE, urllib.request.Request(url, headers=headers))
     with response:
         if response.status == 206:
             span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
@@ -240,7 +251,12 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
                 validator.write_text(tag, encoding="utf-8")
         bar.reset(task, completed=have)
         with open(part, "ab") as file:
+            since, before = time.monotonic(), have
             while have < item.size:
+                if (now := time.monotonic()) > since + PATIENCE:
+                    if have - before < LEAST_RATE * PATIENCE:
+                        raise _Broken(f"fewer than {LEAST_RATE} bytes a second arrive")
+                    since, before = now, have
                 with _network():
                     data = response.read1(min(CHUNK, item.size - have))  # what is there: a stall loses nothing
                 if not data:
@@ -252,6 +268,27 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
                 more = response.read(1)
     if more:
         raise _wrong_size(url, item, part, f"more than {item.size}")
+
+
+def _within(seconds: float, request: urllib.request.Request) -> http.client.HTTPResponse:
+    """The response, if its headers come in time: a timeout of the socket alone begins anew with each byte."""
+    answers: queue.Queue[Any] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(urllib.request.urlopen(request, timeout=TIMEOUT))
+        except BaseException as error:  # for the thread that waits
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, BaseException):
+        raise answer
+    response: http.client.HTTPResponse = answer
+    return response
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddfm.errors import InputError
 from ddfm.io.images import quoted
 from ddfm.io.outputs import Outputs
+from ddfm.prior.checks import check_archive
 from ddfm.prior.download import FILES
 from ddfm.prior.load import Prior, Unet, image_channels, size_multiple
 from ddfm.prior.unet import ResidualUNet
@@ -61,6 +62,7 @@ def from_checkpoint(checkpoint: Path) -> tuple[ResidualUNet, DDPMScheduler]:
         InputError: no such file, or not a training run's.
     """
     try:
+        check_archive(checkpoint)
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
         unet = ResidualUNet(**state.get("network", {}))
         unet.load_state_dict(state["ema"])

@@ -1,6 +1,6 @@
 """p(f): find and load an unconditional diffusion model."""
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from ddfm.errors import InputError
+from ddfm.io.images import quoted
+from ddfm.prior.checks import check_size, read_config, regular_files
 from ddfm.prior.unet import ResidualUNet, UnshuffleUNet2DModel
 
 Unet = UNet2DModel | ResidualUNet
@@ -70,18 +72,18 @@ def load_prior(
         folder = cached(name)
         if folder is None:
             raise InputError(
-                "the prior openai-256 is not in the local cache: "
-                "fetch it (2.2 GB, once) with `ddfm prior pull openai-256`"
+                "The prior openai-256 is not in the local cache: fetch it (2.2 GB, once) with "
+                "`ddfm prior pull openai-256`."
             )
         unet, scheduler = _from_folder(folder, name)
     elif name.endswith(".pt"):
         from ddfm.prior.convert import load_guided_diffusion
 
         unet, scheduler = load_guided_diffusion(name)
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):  # False, and no exception, for what is no possible name
         unet, scheduler = _from_folder(Path(name), name)
-    elif Path(name).exists():
-        raise InputError(f"the prior {name} is neither a guided-diffusion .pt nor a diffusers folder")
+    elif os.path.exists(name):
+        raise InputError(f"The prior {quoted(name)} is neither a guided-diffusion .pt nor a diffusers folder.")
     else:
         unet, scheduler = _from_folder(_snapshot(name), name)
     image_channels(unet)  # refuses what is not unconditional and pixel-space
@@ -95,10 +97,13 @@ def _from_folder(folder: Path, name: str) -> tuple[Unet, DDPMScheduler]:
     """A diffusers folder: unet/ and scheduler/ beside each other, or both in one place as in old DDPM repositories."""
     unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
     scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    regular_files({folder, unet_folder, scheduler_folder})
+    config = read_config(unet_folder / "config.json")
+    read_config(scheduler_folder / "scheduler_config.json")
     try:
-        config = json.loads((unet_folder / "config.json").read_text(encoding="utf-8"))
         classes: dict[str, Any] = {kind.__name__: kind for kind in (UNet2DModel, UnshuffleUNet2DModel, ResidualUNet)}
         unet_class = classes[config["_class_name"]]
+        check_size(unet_class, config, unet_folder.glob("*.safetensors"))
         unet, keys = unet_class.from_pretrained(
             unet_folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
@@ -109,11 +114,13 @@ def _from_folder(folder: Path, name: str) -> tuple[Unet, DDPMScheduler]:
             raise ValueError(f"prediction_type {scheduler.config['prediction_type']} is not known")
         if isinstance(unet, ResidualUNet) and not _agree(unet.schedule, scheduler):
             raise ValueError("the schedule of the network's config.json is not that of scheduler_config.json")
+        if not ((scheduler.betas > 0) & (scheduler.betas <= 1)).all():  # NaN included
+            raise ValueError("the schedule has betas outside (0, 1]")
     except Exception as error:  # diffusers raises many kinds; the user needs one sentence
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"the prior {name} cannot be loaded as a diffusers folder with a UNet2DModel in safetensors "
-            f"and a scheduler_config.json ({type(error).__name__}: {reason})"
+            f"The prior {quoted(name)} cannot be loaded as a diffusers folder with a UNet2DModel in safetensors "
+            f"and a scheduler_config.json ({type(error).__name__}: {reason})."
         ) from error
     return unet, scheduler
 
@@ -127,13 +134,14 @@ def _snapshot(name: str) -> Path:
     """A hub id, downloaded to the hub's own cache: configuration and safetensors only."""
     from huggingface_hub import snapshot_download
 
+    shown = quoted(name if len(name) <= 100 else f"{name[:100]}...")
     patterns = [f"{folder}{file}" for folder in ("", "unet/", "scheduler/") for file in ("*.json", "*.safetensors")]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # not a hub id, no such repository, no network: one sentence for all
         raise InputError(
-            f"no prior called {name!r}: give embedded, openai-256, a .pt file, a diffusers folder or a hub id "
-            f"that can be reached ({type(error).__name__})"
+            f"No prior is called {shown}: give embedded, openai-256, a .pt file, a diffusers folder or a hub id that "
+            f"can be reached ({type(error).__name__})."
         ) from error
 
 
@@ -145,9 +153,9 @@ def image_channels(unet: Unet) -> int:
     """
     channels = int(getattr(unet, "image_channels", unet.config["in_channels"]))
     if unet.config.get("num_class_embeds") or unet.config.get("class_embed_type"):
-        raise InputError("the prior must be unconditional, this one asks for class labels")
+        raise InputError("The prior must be unconditional; this one asks for class labels.")
     if channels not in (1, 3):
-        raise InputError(f"the prior must be of pixels (1 or 3 channels), this one has {channels} channels")
+        raise InputError(f"The prior must be of pixels (1 or 3 channels); this one has {channels} channels.")
     return channels
 
 

@@ -1,0 +1,126 @@
+"""A prior's files are somebody else's: what they may ask for, checked before anything is read or built from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddfm.errors import InputError
+from ddfm.io.images import quoted, read_bytes
+
+LARGEST_JSON = 2**20  # bytes; a configuration has some thousand
+LARGEST_WEIGHTS = 2**36  # bytes
+LEVELS = 16  # of a network's resolution; more would not fit any image
+LAYERS = 256  # on a level
+LARGEST_NUMBER = 2**20
+LONGEST_LIST = 10_000  # a schedule may have a thousand betas
+
+
+def regular(path: str | os.PathLike[str]) -> Path:
+    """The path of a file that can be opened and read to its end: no pipe, device or folder, and no more than 64 GiB.
+
+    Raises InputError.
+    """
+    name = quoted(path)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise InputError(f"{name} does not exist; check the name.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{name} is not a regular file; copy its contents to one.")
+    if status.st_size > LARGEST_WEIGHTS:
+        raise InputError(f"{name} is larger than {LARGEST_WEIGHTS >> 30} GiB: no prior is.")
+    return Path(path)
+
+
+def regular_files(folders: Iterable[Path]) -> None:
+    """Raise InputError if anything in these folders is neither a folder nor `regular`."""
+    for folder in folders:
+        try:
+            inside = sorted(folder.iterdir())
+        except OSError as error:
+            raise InputError(f"{quoted(folder)} cannot be read: {error.strerror}.") from error
+        for path in inside:
+            if not path.is_dir():
+                regular(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, whose numbers are finite and of a size that a network can have.
+
+    Raises InputError.
+    """
+    name = quoted(path)
+    if regular(path).stat().st_size > LARGEST_JSON:
+        raise InputError(f"{name} is larger than {LARGEST_JSON >> 20} MiB: that is no configuration.")
+    try:
+        config = json.loads(read_bytes(path).decode())
+        bad = _unusable(config)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} is not JSON; fetch it again.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{name} is not a JSON object; fetch it again.")
+    if bad is not None:
+        raise InputError(f"{name} asks for what no network has: {bad}.")
+    return config
+
+
+def check_size(network: type[nn.Module], config: dict[str, Any], weights: Iterable[Path]) -> None:
+    """Raise InputError if the network of a configuration is larger than its weights' files: memory is not made for it.
+
+    Args:
+        network: A diffusers model.
+        config: What `read_config` gave.
+        weights: The files.
+    """
+    levels, layers = config.get("block_out_channels", ()), config.get("layers_per_block", 1)
+    if len(levels) > LEVELS or max([*_flat(layers), 1]) > LAYERS:
+        raise InputError(f"the configuration asks for {len(levels)} levels of {layers} layers, which no network has")
+    with torch.device("meta"):
+        unet = network.from_config(config)  # type: ignore[attr-defined]
+    parameters, size = sum(p.numel() for p in unet.parameters()), sum(path.stat().st_size for path in weights)
+    if parameters > size:
+        raise InputError(f"the configuration asks for {parameters:,} weights, and the files have {size:,} bytes")
+
+
+def check_archive(path: Path) -> bool:
+    """Whether a checkpoint is a zip archive, as torch writes them today; InputError if it would unfold in memory."""
+    if not zipfile.is_zipfile(regular(path)):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{quoted(path)} is not a whole checkpoint ({error}); fetch it again.") from error
+    if packed:
+        raise InputError(f"{quoted(path)} is a compressed archive, not a checkpoint as torch saves it.")
+    return True
+
+
+def _unusable(value: Any) -> str | None:
+    """What in a configuration no network has, or None."""
+    if isinstance(value, dict):
+        return next((bad for x in value.values() if (bad := _unusable(x))), None)
+    if isinstance(value, list):
+        if len(value) > LONGEST_LIST:
+            return f"a list of {len(value)}"
+        return next((bad for x in value if (bad := _unusable(x))), None)
+    if isinstance(value, (int, float)) and not abs(value) <= LARGEST_NUMBER:  # NaN included
+        return f"the number {value:.4g}" if isinstance(value, float) else "a number of many digits"
+    return None
+
+
+def _flat(value: Any) -> list[int]:
+    return [x for x in value if isinstance(x, int)] if isinstance(value, (list, tuple)) else [value]
