@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ddfm import __version__
-from ddfm.errors import InputError
+from ddfm.errors import InputError, out_of_memory
 from ddfm.options import (
     INPUT,
     Anonymise,
@@ -78,6 +78,9 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
             err.print(f"[bold red]error:[/] {_plain(error.format_message())} (see ddfm --help)", soft_wrap=True)
+            sys.exit(2)
+        if sentence := out_of_memory(error):
+            err.print(f"[bold red]error:[/] {sentence}", soft_wrap=True, highlight=False)
             sys.exit(2)
         raise
     if code == 130:

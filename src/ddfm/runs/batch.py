@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ddfm import __version__
-from ddfm.errors import InputError
+from ddfm.errors import InputError, out_of_memory
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of
@@ -358,8 +358,8 @@ def _sentence(error: Exception) -> str:
     """What went wrong with a pair, in one sentence."""
     if isinstance(error, InputError):
         return str(error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return "There is not enough memory for this pair; try --tile 512 and --batch-size 1."
+    if sentence := out_of_memory(error):
+        return sentence
     first = (str(error).splitlines() or [""])[0].rstrip(".")
     return f"An unexpected error ({type(error).__name__}: {first}); please report it."
 
