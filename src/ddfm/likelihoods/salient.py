@@ -11,15 +11,19 @@ own model is the case b in {i, v}, g = 0. Sums and products over sources are sym
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ddfm.errors import InputError
 from ddfm.likelihoods.base import SourceDenoiser
 from ddfm.likelihoods.noise import remove_noise
 from ddfm.likelihoods.operators import bands, gradient, screened_poisson
 from ddfm.likelihoods.target import disagreement, fusion_target, strongest_gradient, within_bounds
+
+STRONG = 1.15  # contrast="strong"
+START = 10.0  # how much more the initial estimate trusts gradients than intensities
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class SalientState:
     u: tuple[Tensor, Tensor]  # ~ grad k
     disagreement: Tensor  # there b is less certain, and the prior has more to say
     noise: Tensor  # std of the sources' noise beyond the floor, the largest, (B, 1, 1, 1)
+    equal: Tensor  # images whose sources are all the same, (B, 1, 1, 1)
 
     def at(self, rows: slice) -> "SalientState":
         """The same for some rows of the image."""
@@ -46,6 +51,7 @@ class SalientState:
             cut(self.u),
             self.disagreement[..., rows, :],
             self.noise,
+            self.equal,
         )
 
 
@@ -55,9 +61,13 @@ class Salient:
 
     Units are [0, 1]. intensity and gradient weigh the two Laplace terms; residuals below `tolerance` count as noise
     (the Laplace law is rounded there, which also bounds the E-step's weights); eta ties f to k, kappa is how much more
-    the splitting trusts gradients than intensities; prior_weight scales the prior's pull on f.
+    the splitting trusts gradients than intensities; prior_weight scales the prior's pull on f. contrast "strong" shows
+    deviations and gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and
+    which "thermal" (it adds what is warm), one a source, where that is known.
     """
 
+    contrast: Literal["natural", "strong"] = "natural"
+    roles: tuple[str, ...] | None = None
     intensity: float = 4.5
     gradient: float = 4500.0
     tolerance: float = 0.02
@@ -70,13 +80,20 @@ class Salient:
 
     def start(self, sources: list[Tensor], denoise: SourceDenoiser | None = None) -> SalientState:
         """Noise is measured and, by the prior itself, removed in each source; then b and g are fixed."""
+        if self.roles is not None and len(self.roles) != len(sources):
+            raise InputError(f"There are {len(sources)} sources but {len(self.roles)} roles; give one for each.")
         clean, noise = remove_noise(sources, denoise if self.denoise_sources else None)
-        b, g = fusion_target(clean), strongest_gradient(clean)
-        return SalientState(clean, b, g, g, disagreement(clean, b), noise)
+        # Noise is what sensors do not share: where the sources of an image are all equal they are the result.
+        equal = torch.stack([(s == sources[0]).flatten(1).all(dim=1) for s in sources]).all(dim=0).view(-1, 1, 1, 1)
+        clean = [torch.where(equal, (s + 1) / 2, c) for s, c in zip(sources, clean, strict=True)]
+        gain = STRONG if self.contrast == "strong" else 1.0
+        b = fusion_target(clean, self.roles, gain)
+        g = strongest_gradient(clean, b, gain)
+        return SalientState(clean, b, g, g, disagreement(clean, b), noise, equal)
 
     def initial_estimate(self, state: SalientState) -> Tensor:
         """A first f, in [-1, 1]: intensities and gradients in least squares, no prior."""
-        return 2 * within_bounds(screened_poisson(state.b, state.g, 200.0), state.sources) - 1
+        return 2 * within_bounds(screened_poisson(state.b, state.g, START), state.sources, self.roles) - 1
 
     def rectify(self, x0: Tensor, state: SalientState, sigma: float = 0.0) -> tuple[Tensor, SalientState]:
         """One E-step and one M-step at diffusion noise `sigma` (std over signal, data in [-1, 1])."""
@@ -101,7 +118,8 @@ class Salient:
         ux, uy = ((2 * w * g + tie * d) / (2 * w + tie) for w, g, d in zip(inv_n, state.g, dk, strict=True))
         data = (2 * inv_m * state.b + self.eta * k) / (2 * inv_m + self.eta)
         pull = self.prior_weight * (2 * state.noise / max(sigma, 1e-2)) ** 2
-        return within_bounds((data + pull * f) / (1 + pull), state.sources), ux, uy
+        f = within_bounds((data + pull * f) / (1 + pull), state.sources, self.roles)
+        return torch.where(state.equal, state.sources[0], f), ux, uy
 
     def e_step(self, residual: Tensor, uncertainty: Tensor | float = 0.0) -> Tensor:
         """E[1/m] of the scale mixture, up to the Laplace scale: 1 / |r|, rounded below the tolerance."""

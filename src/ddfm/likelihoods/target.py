@@ -1,43 +1,75 @@
-"""What the fusion aims at: intensities b and gradients g from sources in [0, 1] (docs/likelihood.md)."""
+"""What the fusion aims at, from sources in [0, 1]: intensities b, gradients g, bounds (docs/likelihood.md)."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ddfm.likelihoods.operators import gradient, guided_filter, smooth
+from ddfm.likelihoods.operators import Gradient, gradient, guided_filter, smooth
+
+FLAT = 1e-5  # local variance below which an image shows nothing: a grey level
+DIM = 0.1  # light that a sensor has anyway: how far the density of a white pixel reaches
+BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # where brightness begins to be kept; what only a source's own white passes
+EDGE = 0.02  # gradient (root mean square, a pixel) above which the strongest source's is taken instead of b's
+GAIN = 1.2  # the most by which contrast that cancelled is given back
 
 
-def fusion_target(sources: list[Tensor], scale: float = 10.0, edge_scale: float = 30.0, flat: float = 1e-5) -> Tensor:
+def density(s: Tensor) -> Tensor:
+    """[0, 1] to the scale on which lights superpose: the probability that *no* sensor lights a pixel is a product."""
+    return -(1 + DIM - s).log()
+
+
+def light(y: Tensor) -> Tensor:
+    """The inverse of `density`."""
+    return 1 + DIM - (-y).exp()
+
+
+def fusion_target(
+    sources: list[Tensor],
+    roles: Sequence[str] | None = None,
+    gain: float = 1.0,
+    scale: float = 10.0,
+    edge_scale: float = 30.0,
+) -> Tensor:
     """b: the intensity that the sources show together, (B, 1, H, W) in [0, 1].
 
-        b = c + sum_k w_k (s_k - c_k) / n_k
+        y(b) = c + gain * sum_k w_k (y(s_k) - c_k) / n_k,      y(s) = -log(1 + DIM - s)
 
-    c_k is the source's background level (its median), c their mean weighted by how much each source shows; w_k in
+    c_k is the source's background level (the median of y), c their mean weighted by how much each source shows; w_k in
     (0, 1] its local amplitude over the strongest source's, with edges where the source has them; n_k = 1 +
     sum_{j != k} w_j corr+(s_j, s_k) counts how many sources see the same thing there. So what only one source sees
     enters whole, what all see enters once (equal sources give b = s), and a source with nothing to show enters not at
-    all. The result is kept between max(0, 1 - sum (1 - s_k)) and min(1, sum s_k): black where all are black, white
-    where all are white.
+    all. Summed as densities, lights saturate as lights do: a cold source hardly darkens a bright sky, two bright roads
+    do not burn out. With roles, the visible sources set the background and enter whole; the thermal ones add what is
+    warmer than their background. b keeps the `bounds`.
     """
-    backgrounds = [torch.stack([image.median() for image in s]).view(-1, 1, 1, 1) for s in sources]
     details = [s - smooth(s, scale) for s in sources]
-    energies = [smooth(detail.square(), scale).add_(flat) for detail in details]
+    energies = [smooth(detail.square(), scale).add_(FLAT) for detail in details]
     strongest = functools.reduce(torch.maximum, energies)
     weights = [guided_filter((e / strongest).sqrt_(), s, edge_scale) for e, s in zip(energies, sources, strict=True)]
     del strongest
 
     shows = torch.stack([e.mean(dim=(-3, -2, -1), keepdim=True).sqrt() for e in energies])
+    if roles is not None and "visible" in roles:
+        seen = torch.tensor([role == "visible" for role in roles], device=shows.device).view(-1, 1, 1, 1, 1)
+        shows = shows * seen
+        weights = [torch.ones_like(w) if role == "visible" else w for w, role in zip(weights, roles, strict=True)]
+    densities = [density(s) for s in sources]
+    backgrounds = [torch.stack([image.median() for image in y]).view(-1, 1, 1, 1) for y in densities]
     b = ((shows * torch.stack(backgrounds)).sum(dim=0) / shows.sum(dim=0)).expand_as(sources[0]).clone()
-    for k, source in enumerate(sources):
-        seen_by = torch.ones_like(source)
+    for k, (y, background) in enumerate(zip(densities, backgrounds, strict=True)):
+        deviation = y.sub_(background)
+        if roles is not None and roles[k] == "thermal":
+            deviation.clamp_min_(0)
+        seen_by = torch.ones_like(y)
         for j in range(len(sources)):
             if j != k:
-                correlation = smooth(details[j] * details[k], scale).add_(flat)
+                correlation = smooth(details[j] * details[k], scale).add_(FLAT)
                 correlation /= (energies[j] * energies[k]).sqrt_()
                 seen_by += correlation.clamp_(0, 1).mul_(weights[j])
-        b += (source - backgrounds[k]).mul_(weights[k]).div_(seen_by)
-    return within_bounds(b, sources)
+        b += deviation.mul_(weights[k]).div_(seen_by).mul_(gain)
+    return within_bounds(light(b), sources, roles)
 
 
 def disagreement(sources: list[Tensor], b: Tensor, scale: float = 10.0) -> Tensor:
@@ -49,21 +81,47 @@ def disagreement(sources: list[Tensor], b: Tensor, scale: float = 10.0) -> Tenso
     return smooth(squares.div_(len(sources)), 5.0).sqrt_()
 
 
-def within_bounds(f: Tensor, sources: list[Tensor]) -> Tensor:
-    """f between max(0, 1 - sum (1 - s_k)) and min(1, sum s_k)."""
-    total = functools.reduce(torch.add, sources)
-    bounded = torch.maximum(f, (total - (len(sources) - 1)).clamp_min_(0))
-    return torch.minimum(bounded, total.clamp_max_(1), out=bounded)
+def within_bounds(f: Tensor, sources: list[Tensor], roles: Sequence[str] | None = None) -> Tensor:
+    """f, pixel by pixel, between what the sources' brightness leaves open.
+
+    From below: what a source shows bright (a lamp, a noon sky) stays so, f >= s_k - KEPT where s_k >= 0.8, fading to
+    no bound at BRIGHT; with roles, of the visible sources alone. From above: the lights together, W (1 - prod (1 - s_k
+    / W)) with W = WHITE, as if each lit the pixel on its own; only what a source itself shows beyond passes W. So
+    black stays black where all are black, and white where any is.
+    """
+    brightest = functools.reduce(torch.maximum, sources)
+    dark = functools.reduce(torch.mul, [(1 - s / WHITE).clamp_min_(0) for s in sources])
+    bounded = torch.minimum(f, torch.maximum(brightest, dark.neg_().add_(1).mul_(WHITE)))
+    if roles is not None and "visible" in roles:
+        brightest = functools.reduce(
+            torch.maximum, [s for s, role in zip(sources, roles, strict=True) if role == "visible"]
+        )
+    rise = ((brightest - BRIGHT) / 0.2).clamp_(0, 1)
+    rise = rise.square() * (3 - 2 * rise)
+    return torch.maximum(bounded, rise.mul_(brightest - KEPT), out=bounded)
 
 
-def strongest_gradient(sources: list[Tensor], scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """g: the gradient of the locally strongest source, chosen softly on energies smoothed over `scale` pixels."""
-    g = torch.zeros_like(sources[0]), torch.zeros_like(sources[0])
-    energies = torch.zeros_like(sources[0])
-    for s in sources:
-        gradients = gradient(s)
-        energy = smooth(gradients[0].square() + gradients[1].square(), scale).square_().add_(1e-16)
-        energies += energy
-        for total, component in zip(g, gradients, strict=True):
-            total += energy * component
-    return g[0] / energies, g[1] / energies
+def strongest_gradient(sources: list[Tensor], b: Tensor, gain: float = 1.0, scale: float = 1.0) -> Gradient:
+    """g: the gradient of the locally strongest source, that of b where none is above EDGE, (B, 1, H, W) each.
+
+    Chosen softly, on squares of energies E_k smoothed over `scale` pixels. The energy of what the others show there
+    and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back as contrast, sqrt(1 + R / |g|^2) but GAIN at
+    most: nothing where one source alone shows something, or all the same.
+    """
+    slopes = [gradient(s) for s in sources]
+    energies = [smooth(dx.square() + dy.square(), scale) for dx, dy in slopes]
+    weights = [e.square() for e in energies]
+    total = functools.reduce(torch.add, weights).add_(1e-20)
+    gx, gy = (
+        functools.reduce(torch.add, [w * slope[axis] for w, slope in zip(weights, slopes, strict=True)]) / total
+        for axis in (0, 1)
+    )
+    del weights
+    strength = smooth(gx.square() + gy.square(), scale).add_(1e-12)
+    left_out = torch.zeros_like(b)
+    for e, (dx, dy) in zip(energies, slopes, strict=True):
+        left_out += (e - smooth(dx * gx + dy * gy, scale).square_().div_(strength)).clamp_min_(0)
+    back = left_out.div_(strength).add_(1).sqrt_().clamp_max_(GAIN).mul_(gain)
+    share, (bx, by) = EDGE**4 / (total + EDGE**4), gradient(b)
+    back *= 1 - share
+    return gx.mul_(back).add_(bx.mul_(share)), gy.mul_(back).add_(by.mul_(share))
