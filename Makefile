@@ -13,10 +13,10 @@ test: .venv/ready
 slow: .venv/ready
 	$(BIN)/pytest -m slow
 
-# Needs a Chromium of the system.
+# The page and the service; the page needs a Chromium of the system.
 page: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright
-	$(BIN)/pytest -m page -rs
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright axe-playwright-python schemathesis
+	$(BIN)/pytest -m "page or slow" -rs tests/server
 
 lint: .venv/ready
 	$(BIN)/ruff check .

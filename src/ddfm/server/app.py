@@ -29,6 +29,7 @@ from ddfm.server.telemetry import MEDIA_TYPE
 
 PAGE = Path(__file__).parent / "static"
 FETCH_SECONDS = 10.0  # that a stopping server waits for the results it has finished to be fetched
+CLOSE_SECONDS = 2  # that it then leaves to requests under way, such as a slow upload
 _log = logging.getLogger("uvicorn.error")
 
 
@@ -120,7 +121,15 @@ def serve(
     app = create_app(pipes, limits, token=token, origins=origins, hosts=LOOPBACK if is_loopback else None)
     if not is_loopback and token is None:
         _log.warning("Whoever reaches this machine can use this server; give it a token to ask for one.")
-    config = uvicorn.Config(app, host, port, log_level="info", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app,
+        host,
+        port,
+        log_level="info",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )
     _Server(config, app.state.service).run()
 
 
@@ -135,8 +144,8 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT or SIGTERM."""
         if self._draining:
-            self.should_exit = self.force_exit = True
             self._service.queue.stop()
+            self.should_exit = True  # not force_exit, which would leave out the application's own end
             return
         self._draining = True
         _log.info("Stopping once what runs is finished; the same signal again stops at once.")

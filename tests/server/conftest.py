@@ -1,0 +1,27 @@
+"""The application on loopback, for clients that need a real server."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def address(tiny_prior):
+    """Where it listens, with a final slash."""
+    import uvicorn
+
+    from ddfm.server import create_app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(create_app(tiny_prior), "127.0.0.1", port, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{port}/"
+    server.should_exit = True
+    thread.join(10)
