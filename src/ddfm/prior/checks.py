@@ -21,6 +21,7 @@ LARGEST_WEIGHTS = 2**36  # bytes
 LEVELS = 16  # of a network's resolution; more would not fit any image
 LAYERS = 256  # on a level
 LARGEST_NUMBER = 2**20
+LONGEST_TEXT = 200  # characters
 LONGEST_LIST = 10_000  # a schedule may have a thousand betas
 
 
@@ -56,7 +57,7 @@ def regular_files(folders: Iterable[Path]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, whose numbers are finite and of a size that a network can have.
+    """The object in a JSON file, whose values are finite and of a size that a network can have.
 
     Raises InputError.
     """
@@ -112,7 +113,9 @@ def check_archive(path: Path) -> bool:
 def _unusable(value: Any) -> str | None:
     """What in a configuration no network has, or None."""
     if isinstance(value, dict):
-        return next((bad for x in value.values() if (bad := _unusable(x))), None)
+        return next((bad for x in (*value, *value.values()) if (bad := _unusable(x))), None)
+    if isinstance(value, str) and len(value) > LONGEST_TEXT:
+        return f"a text of {len(value)} characters"
     if isinstance(value, list):
         if len(value) > LONGEST_LIST:
             return f"a list of {len(value)}"
