@@ -193,8 +193,8 @@ def test_limits_come_before_decoding(tiny_prior, monkeypatch):
 @pytest.mark.parametrize(
     ("files", "data", "status", "part"),
     [
-        (FORM[:1], {}, 422, "2 to 8 sources, not 1"),
-        (FORM[:1] * 9, {}, 422, "2 to 8 sources, not 9"),
+        (FORM[:1], {}, 422, "two or more sources, not 1"),
+        (FORM[:1] * 9, {}, 422, "two to 8 sources, not 9"),
         ([FORM[0], ("sources", ("a/notes.txt", b"hello"))], {}, 415, "notes.txt is not an image"),
         ([FORM[0], ("sources", ("cut.png", png()[:300]))], {}, 422, "cut.png is truncated"),
         ([FORM[0], ("sources", ("none.png", b""))], {}, 422, "none.png is empty"),
@@ -261,14 +261,16 @@ def test_token_origin_and_host(tiny_prior):
 
 
 def test_preview_shows_sources_of_different_sizes(client):
-    shown = client.post("/v1/preview", files=sources(png(), png(40, 50, colour=True))).json()["sources"]
-    assert [(s["width"], s["height"], s["coloured"]) for s in shown] == [(46, 33, False), (50, 40, True)]
+    shown = client.post("/v1/preview", files=sources(png(), png(40, 50, colour=True))).json()
+    assert [(s["width"], s["height"], s["coloured"]) for s in shown["sources"]] == [(46, 33, False), (50, 40, True)]
+    assert "visible.png is 50x40" in shown["findings"][0]  # said before the button is pressed
+    assert not client.post("/v1/preview", files=sources(png())).json()["findings"]
 
 
 def test_every_setting_and_the_examples_are_described(client):
     about = client.get("/v1/about").json()
     names = {setting["name"] for setting in about["settings"]}
-    assert names == set(FusionSettings().as_dict()) | {"align", "normalise"}
+    assert names == set(FusionSettings().as_dict()) | {"align", "normalise", "rigid", "allow_different_patients"}
     for example in about["examples"]:
         for address in example["sources"]:
             assert client.get(address).content.startswith(b"\x89PNG")
@@ -276,6 +278,21 @@ def test_every_setting_and_the_examples_are_described(client):
     document = client.get("/openapi.json").json()
     form = document["paths"]["/v1/fuse"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert set(form["schema"]["properties"]) == names | {"sources"} and form["example"]
+
+
+def test_one_file_that_holds_two_sources(client, monkeypatch):
+    def read(paths, **reading):
+        assert len(paths) == 1
+        return Scene([Image(made_picture(33, 46, seed=k) / np.float32(255)) for k in range(2)], ["It holds two."])
+
+    monkeypatch.setattr(Scene, "read", read)
+    assert [s["name"] for s in client.post("/v1/preview", files=FORM[:1]).json()["sources"]] == [
+        "infrared.png (1)",
+        "infrared.png (2)",
+    ]
+    job = client.post("/v1/jobs", files=FORM[:1]).json()
+    assert len(job["names"]) == 2 and job["findings"] == ["It holds two."]
+    wait_for(client, job["id"], "done")
 
 
 def test_nothing_stays_behind(tiny_prior):

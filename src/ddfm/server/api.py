@@ -141,13 +141,13 @@ def _add_results(router: APIRouter, service: Service) -> None:
 
 
 def _add_form(router: APIRouter, service: Service) -> None:
-    @router.post("/preview", responses=document(*_SUBMIT), openapi_extra=_form(service.limits, least=1))
+    @router.post("/preview", responses=document(*_SUBMIT), openapi_extra=_form(service.limits))
     async def preview(request: Request) -> schemas.Preview:
         """The sources as they would be fused, aligned if asked, for display."""
         upload, sources, findings = await service.preview(request)
 
         def shown() -> list[schemas.PreviewSource]:
-            return [_preview(name, source) for name, source in zip(upload.names, sources, strict=True)]
+            return [_preview(name, source) for name, source in zip(upload.sources(len(sources)), sources, strict=True)]
 
         return schemas.Preview(sources=await anyio.to_thread.run_sync(shown), findings=findings)
 
@@ -187,10 +187,9 @@ def _add_form(router: APIRouter, service: Service) -> None:
         return FileResponse(_DEMO / f"{name}_{source}.png", media_type="image/png")
 
 
-def _form(limits: Limits, least: int = 2) -> dict[str, Any]:
+def _form(limits: Limits) -> dict[str, Any]:
     """The request body for OpenAPI; the form is parsed by `uploads`, with its bounds."""
     schema = describe.form_schema(limits.sources)
-    schema["properties"]["sources"]["minItems"] = least
     example = {"sources": ["infrared.png", "visible.png"], "contrast": "natural", "seed": "0"}
     content = {"schema": schema, "example": example, "encoding": {"sources": {"contentType": "image/*"}}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": content}}}
@@ -207,7 +206,7 @@ def _status(service: Service, job: Job) -> schemas.JobStatus:
         done=job.progress[0],
         total=job.progress[1],
         seconds=0.0 if math.isnan(job.started) else round(until - job.started, 3),
-        names=job.upload.names,
+        names=job.upload.sources(len(job.scene.sources)),
         width=width,
         height=height,
         slices=slices,

@@ -36,12 +36,31 @@ _CHOICES = {
 _FIRST = ("likelihood", "contrast", "colour", "palette", "blend", "num_samples")  # the others are for experts
 _OPTIONS = {"num_inference_steps": "--steps", "tile_overlap": "--overlap", "num_samples": "--samples"}
 _MINIMUM = {"num_inference_steps": 1, "num_samples": 1, "seed": 0, "tile_overlap": 0}
+# What is done on reading: label, help, for experts
 READING = {
     "align": (
         "Align",
         "Estimate how far the other images are off the first one (shift, rotation, scale) and move them onto it.",
+        False,
     ),
-    "normalise": ("Stretch raw counts", "Stretch dark 14-bit or 16-bit thermal counts to the full range."),
+    "normalise": ("Stretch raw counts", "Stretch dark 14-bit or 16-bit thermal counts to the full range.", False),
+    "rigid": ("Register volumes", "Move the DICOM or NIfTI volumes onto the first one by rotation and shift.", True),
+    "allow_different_patients": ("Different patients", "Fuse although the files name different patients.", True),
+}
+# Where the docstring, which is for those who program, says it otherwise than a page should.
+_PLAIN = {
+    "likelihood": "Salient keeps what stands out in each source; the other two follow the DDFM paper and its code.",
+    "contrast": "Strong brings out local contrast; Full range stretches the result from black to white.",
+    "colour": "Whose colours the result gets: of all colour images, none, or of one.",
+    "num_samples": "Several give their mean and a map of how uncertain it is, and take as many times as long.",
+    "num_inference_steps": "Evaluations of the network; more take longer. Empty: what suits the method.",
+    "strength": "Above 0, up to 1: how much the network may change; 1 starts from noise. Empty: what suits the method.",
+    "sampler": "Empty: what suits the method.",
+    "seed": "The same seed gives the same result.",
+    "precision": "Automatic is bfloat16 where the hardware is fast in it, else float32.",
+    "tile": "Pixels a side of the tiles in which large images are processed, auto or none.",
+    "tile_overlap": "Pixels that neighbouring tiles share.",
+    "roles": "thermal or visible for each image in their order, such as thermal,visible. Empty: all alike.",
 }
 
 
@@ -52,8 +71,8 @@ def fields() -> list[dict[str, Any]]:
     described.sort(key=lambda field: order.get(field["name"], len(order)))
     reading = [
         {"name": name, "label": label, "help": text, "kind": "flag", "choices": [], "default": False}
-        | {"nullable": False, "minimum": None, "advanced": False, "option": f"--{name}"}
-        for name, (label, text) in READING.items()
+        | {"nullable": False, "minimum": None, "advanced": advanced, "option": f"--{name.replace('_', '-')}"}
+        for name, (label, text, advanced) in READING.items()
     ]
     return reading + described
 
@@ -64,9 +83,10 @@ def form_schema(sources: int) -> dict[str, Any]:
         "sources": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
-            "minItems": 2,
+            "minItems": 1,
             "maxItems": sources,
-            "description": "Images of one scene, such as infrared and visible: PNG, JPEG, BMP, TIFF, DICOM or NIfTI.",
+            "description": "Two or more images of one scene, such as infrared and visible: PNG, JPEG, BMP, TIFF, "
+            "DICOM or NIfTI; or one file that holds two.",
         }
     }
     for field in fields():
@@ -83,7 +103,7 @@ def _field(field: dataclasses.Field[Any]) -> dict[str, Any]:
     return {
         "name": field.name,
         "label": _LABELS.get(field.name, field.name.replace("_", " ").capitalize()),
-        "help": _HELP.get(field.name, ""),
+        "help": _PLAIN.get(field.name) or _HELP.get(field.name, ""),
         "kind": "integer" if kind == "number" and float not in kinds else kind,
         "choices": choices,
         "default": default,

@@ -7,8 +7,9 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import anyio
 from fastapi import Request
@@ -78,11 +79,11 @@ class Service:
         try:
             with self._uploading():
                 upload = await receive(request, self.limits, folder)
-                settings, align, normalise = self._fields(upload.fields)
+                settings, reading = self._fields(upload.fields)
                 pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
                 self.queue.admit(pixels)
                 try:
-                    scene = await anyio.to_thread.run_sync(_read, upload, normalise, align)
+                    scene = await anyio.to_thread.run_sync(_read, upload, reading)
                     if not keep:  # who waits has said in which format
                         negotiate(request.headers.get("accept", ""), scene, settings.colour)
                 except BaseException:
@@ -96,19 +97,19 @@ class Service:
         return job
 
     async def preview(self, request: Request) -> tuple[Upload, list[Image], list[str]]:
-        """The sources of a request as they would be fused, their pixels in memory, and what was done to them."""
+        """The sources of a request as they would be fused, their pixels in memory, and what was done to them.
+
+        Where they cannot be fused yet, one alone or several of different sizes, each as it is.
+        """
         folder = self._new_folder()
         try:
             with self._uploading():
-                upload = await receive(request, self.limits, folder, least=1)
-                _, align, normalise = self._fields(upload.fields)
+                upload = await receive(request, self.limits, folder)
+                _, reading = self._fields(upload.fields)
                 pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
                 self.queue.admit(pixels)
                 try:
-                    if len(upload.paths) > 1 and align:
-                        scene = await anyio.to_thread.run_sync(_read, upload, normalise, True)
-                        return upload, scene.sources, scene.findings
-                    return upload, await anyio.to_thread.run_sync(_read_each, upload, normalise), []
+                    return upload, *await anyio.to_thread.run_sync(_read_for_preview, upload, reading)
                 finally:
                     self.queue.give_up(pixels)
         finally:
@@ -150,13 +151,13 @@ class Service:
         finally:
             self._uploads -= 1
 
-    def _fields(self, fields: dict[str, str]) -> tuple[FusionSettings, bool, bool]:
-        """Settings, align, normalise. Raises InputError."""
-        align, normalise = (_flag(name, fields.get(name, "")) for name in describe.READING)
-        settings = FusionSettings.from_strings({k: v for k, v in fields.items() if k not in describe.READING})
+    def _fields(self, fields: dict[str, str]) -> tuple[FusionSettings, dict[str, Any]]:
+        """Settings, and the flags of `describe.READING`. Raises InputError."""
+        reading = {name: _flag(name, fields.get(name, "")) for name in describe.READING}
+        settings = FusionSettings.from_strings({k: v for k, v in fields.items() if k not in reading})
         if settings.num_samples > self.limits.samples:
             raise InputError(f"num_samples is at most {self.limits.samples} here, not {settings.num_samples}.")
-        return settings, align, normalise
+        return settings, reading
 
 
 def check_done(job: Job) -> None:
@@ -167,15 +168,22 @@ def check_done(job: Job) -> None:
         raise Problem(409, f"The job is still {job.state}; wait for its end.")
 
 
-def _read(upload: Upload, normalise: bool, align: bool) -> Scene:
+def _read(upload: Upload, reading: dict[str, Any]) -> Scene:
     with upload.named():
-        scene = Scene.read(upload.paths, normalise, align)
-        return Scene(scene.sources, [upload.in_words(finding) for finding in scene.findings])
+        scene = Scene.read(upload.paths, **reading)
+        return replace(scene, findings=[upload.in_words(finding) for finding in scene.findings])
 
 
-def _read_each(upload: Upload, normalise: bool) -> list[Image]:
-    with upload.named():
-        return [images.read_any(path, normalise) for path in upload.paths]
+def _read_for_preview(upload: Upload, reading: dict[str, Any]) -> tuple[list[Image], list[str]]:
+    try:
+        scene = _read(upload, reading)
+    except InputError as error:
+        if any(reading[name] for name in ("align", "rigid")):
+            raise
+        with upload.named():
+            sources = [images.read_any(path, reading["normalise"]) for path in upload.paths]
+        return sources, [str(error)] if len(sources) > 1 else []
+    return scene.sources, scene.findings
 
 
 def _flag(name: str, text: str) -> bool:

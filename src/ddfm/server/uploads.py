@@ -46,6 +46,10 @@ class Upload:
     names: list[str]
     fields: dict[str, str]
 
+    def sources(self, number: int) -> list[str]:
+        """The names of as many sources, which are more than the files where one file holds two."""
+        return self.names if number == len(self.names) else [f"{self.names[0]} ({k + 1})" for k in range(number)]
+
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
         """Sentences of an InputError speak of the client's names, not of the temporary files."""
@@ -63,7 +67,7 @@ class Upload:
         return sentence
 
 
-async def receive(request: Request, limits: Limits, folder: Path, least: int = 2) -> Upload:
+async def receive(request: Request, limits: Limits, folder: Path) -> Upload:
     """The form of a request, its files in `folder`.
 
     Raises Problem: 400 for what is no form, 408 and 413 for one that is too slow or too large, 415 for one of another
@@ -82,7 +86,7 @@ async def receive(request: Request, limits: Limits, folder: Path, least: int = 2
         raise Problem(408, f"The upload took longer than {seconds}; send it again over a faster connection.") from None
     files = [value for _, value in items if isinstance(value, UploadFile)]
     try:
-        upload = _sorted(items, folder, limits, least)
+        upload = _sorted(items, folder, limits)
         for file, path in zip(files, upload.paths, strict=True):
             await anyio.to_thread.run_sync(_save, file, path)
     finally:
@@ -92,12 +96,13 @@ async def receive(request: Request, limits: Limits, folder: Path, least: int = 2
 
 
 def claimed_pixels(upload: Upload) -> int:
-    """Pixels of all files together as their headers claim; nothing is decoded.
+    """Pixels of all sources together once they have the size of the largest, as the headers claim; nothing is decoded.
 
     Raises Problem 415 for a file that is no image, InputError for a header that cannot be read.
     """
     with upload.named():
-        return sum(_claimed(path, name) for path, name in zip(upload.paths, upload.names, strict=True))
+        claimed = [_claimed(path, name) for path, name in zip(upload.paths, upload.names, strict=True)]
+    return max(2, len(claimed)) * max(claimed)
 
 
 def _too_large(limits: Limits) -> Problem:
@@ -143,7 +148,7 @@ async def _parse(request: Request, limits: Limits) -> list[tuple[str, str | Uplo
     return items
 
 
-def _sorted(items: list[tuple[str, Any]], folder: Path, limits: Limits, least: int) -> Upload:
+def _sorted(items: list[tuple[str, Any]], folder: Path, limits: Limits) -> Upload:
     paths, names, fields = list[Path](), list[str](), dict[str, str]()
     for field, value in items:
         if isinstance(value, UploadFile) != (field == "sources"):
@@ -157,8 +162,8 @@ def _sorted(items: list[tuple[str, Any]], folder: Path, limits: Limits, least: i
             raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} is there twice; send it once.")
         else:
             fields[field] = value
-    if not least <= len(paths) <= limits.sources:
-        raise Problem(422, f"Fusion takes {least} to {limits.sources} sources, not {len(paths)}.")
+    if not 1 <= len(paths) <= limits.sources:  # one file may hold two
+        raise Problem(422, f"Fusion takes two to {limits.sources} sources, not {len(paths)}.")
     return Upload(paths, names, fields)
 
 

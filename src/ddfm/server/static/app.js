@@ -88,7 +88,7 @@ async function preview() {
   show();
   if (!files.length) return;
   const data = form();
-  for (const name of ["align", "normalise"]) data.append(name, $(`set-${name}`).checked);
+  for (const { name } of about.settings.filter(({ kind }) => kind === "flag")) data.append(name, $(`set-${name}`).checked);
   say($("set-align").checked ? "Reading and aligning …" : "Reading …");
   let shown;
   try { shown = await (await call("/v1/preview", { method: "POST", body: data })).json(); } finally { say(""); }
@@ -106,7 +106,7 @@ function show() {
   $("start").hidden = working;
   for (const id of ["work", "side", "restart"]) $(id).hidden = !working;
   document.querySelector("main").classList.toggle("working", working);
-  $("fuse").disabled = files.length < 2;
+  $("fuse").disabled = viewer.sources.length < 2; // one file may hold two
   $("list").replaceChildren(...files.map((file, k) => {
     const item = element("li");
     const source = viewer.sources[k];
