@@ -21,6 +21,7 @@ from PIL import ImageCms
 from ddfm.errors import InputError
 from ddfm.io import codecs as decode
 from ddfm.io import images
+from ddfm.io.encode import encode
 
 LOSSLESS = [(".png", 8), (".png", 16), (".tif", 8), (".tif", 16), (".tif", 32), (".tiff", 16), (".bmp", 8)]
 relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60, derandomize=True)
@@ -118,7 +119,7 @@ def test_tiff_of_tifffile(tmp_path, planar, dtype):
 
 
 def test_white_is_zero(tmp_path):
-    values = np.arange(20, dtype=np.uint16).reshape(4, 5)
+    values = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite")
     np.testing.assert_allclose(images.read(tmp_path / "a.tif").pixels, (65535 - values) / 65535, atol=1e-7)
 
@@ -320,9 +321,9 @@ def seeds():
     sixteen = (pixels * 65535).astype(np.uint16)
     made = [encoded(*kind) for kind in [("RGB", "PNG"), ("P", "PNG"), ("RGB", "JPEG"), ("L", "BMP"), ("P", "GIF")]]
     made += [encoded("RGB", "TIFF", compression=c) for c in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")]
-    made += [encoded("RGB", "WEBP"), images._encode(".png", sixteen, None, None, 95)]
+    made += [encoded("RGB", "WEBP"), encode(".png", sixteen)]
     for values in (sixteen, pixels, sixteen[..., 0]):
-        made.append(images._encode(".tif", values, None, None, 95))
+        made.append(encode(".tif", values))
     return made
 
 

@@ -1,25 +1,26 @@
-"""Bytes of an image file -> its pixel values: what `images.read` needs to know about PNG, TIFF and their
-kin.
+"""Bytes of an image file <-> its values: what `images` needs to know about PNG, TIFF and their kin.
 
-Three decoders, each where it is the one that gets it right: Pillow for 8 bits (palettes, EXIF, profiles,
-checks for damage), OpenCV for 16-bit PNG (Pillow makes 8 bits of a coloured one) and for LZW and JPEG inside
-TIFF, tifffile for all other TIFF. Pillow's own TIFF reader is left alone: libtiff inside it complains to the
-terminal.
+Three libraries, each where it is the one that gets it right: Pillow for 8 bits (palettes, EXIF, profiles, checks for
+damage), tifffile for TIFF, imagecodecs for 16-bit PNG (Pillow makes 8 bits of a coloured one) and inside TIFF. None of
+them is given more than it may claim: width, height, tags and strips are compared with limits before anything is
+decoded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import os
+import re
 import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import cv2
+import imagecodecs
 import numpy as np
 import PIL.Image
 import tifffile
@@ -28,11 +29,13 @@ from PIL import BmpImagePlugin, GifImagePlugin, ImageCms, JpegImagePlugin, PngIm
 from ddfm.errors import InputError
 
 MAX_PIXELS = 2**28  # 16384 x 16384; a float32 RGB image of that size is 3 GiB
+MAX_PACKED = 2**28  # bytes of a file that is read whole before it is decoded, which is all but TIFF
+MAX_VALUES = 2**22  # of a TIFF tag, such as the offsets of its strips
 # Flat images pack well (deflate: 1032 bytes into one), but a larger claim than this is a bomb or a stump.
 MAX_PIXELS_A_BYTE = 10_000
 
-# Opened by class, not by PIL.Image.open: no guessing among forty formats, and the size limit is ours instead
-# of a global of Pillow's.
+# Opened by class, not by PIL.Image.open: no guessing among forty formats, and the size limit is ours instead of a
+# global of Pillow's.
 _OPENERS: tuple[tuple[bytes, Any], ...] = (
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
@@ -40,26 +43,42 @@ _OPENERS: tuple[tuple[bytes, Any], ...] = (
     (b"GIF8", GifImagePlugin.GifImageFile),
     (b"RIFF", WebPImagePlugin.WebPImageFile),
 )
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PLAIN_TIFF = (1, 8, 32946, 32773)  # none, deflate (two numbers), PackBits: what tifffile reads by itself
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr", "F", "I")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# none, three of fax, LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard: what decodes into a given size
+_TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000)
+_JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3]..[\x08\x0c](..)(..)", re.DOTALL)
+# Description, make, model, software, date, artist and copyright of a TIFF, and its EXIF and GPS directories.
+_TEXT_TAGS, _IFD_TAGS = (270, 271, 272, 305, 306, 315, 33432), (0x8769, 0x8825)
+_ORIENTATION = 0x0112
 
 _lock = threading.Lock()
-logging.getLogger("tifffile").addHandler(logging.NullHandler())  # else logging's last resort prints for it
+_CHATTY = [logging.getLogger(name) for name in ("tifffile", "pydicom", "nibabel.global", "PIL")]
 
 
 class Decoded(NamedTuple):
-    """Values as the file has them, (H, W) or (H, W, 3), upright and without alpha, and what describes them."""
+    """Values as the file has them, (H, W) or (H, W, 3), upright and without alpha, and what describes them.
+
+    full: the value of white, such as 4095 for 12 bits, or None for floats and integers that have no such value.
+    """
 
     values: np.ndarray
-    icc: bytes | None
-    dpi: tuple[float, float] | None
+    full: float | None
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+    exif: bytes | None = None
 
 
-def decode(data: bytes, name: str) -> Decoded:
-    """Decode a PNG, JPEG, BMP, TIFF, GIF or WebP file; `name` is for the sentence of the InputError."""
+def decode(file: BinaryIO, name: str) -> Decoded:
+    """Decode an open PNG, JPEG, BMP, TIFF, GIF or WebP file; `name` is for the sentence of the InputError."""
     with one_sentence(name):
-        return _decode_tiff(data, name) if data.startswith(_TIFF_MAGIC) else _decode(data, name)
+        size, magic = file.seek(0, os.SEEK_END), (file.seek(0), file.read(8))[1]
+        file.seek(0)
+        if magic.startswith(_TIFF_MAGIC):
+            return _decode_tiff(file, size, name)
+        if size > MAX_PACKED:
+            raise InputError(f"{name} is larger than {MAX_PACKED >> 20} MiB; save it as TIFF or in smaller images.")
+        return _decode(file.read(), name)
 
 
 def decode_pil(image: PIL.Image.Image, name: str) -> Decoded:
@@ -71,25 +90,24 @@ def decode_pil(image: PIL.Image.Image, name: str) -> Decoded:
 @contextlib.contextmanager
 def one_sentence(name: str) -> Iterator[None]:
     """Turn whatever a decoder does with a broken file into one sentence, and keep it quiet meanwhile."""
-    with (
-        _lock,
-        warnings.catch_warnings(),
-    ):  # the lock: warning filters and log level belong to the whole process
+    with _lock, warnings.catch_warnings():  # the lock: filters and loggers belong to the whole process
         warnings.simplefilter("ignore")
-        level = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        loud = [logger for logger in _CHATTY if not logger.disabled]
+        for logger in loud:
+            logger.disabled = True
         try:
             yield
         except InputError:
             raise
         except MemoryError as error:
             raise InputError(f"{name} does not fit into memory; use a smaller image.") from error
+        except NotImplementedError as error:
+            raise InputError(f"{name} is stored in a rare way; save it as PNG or as TIFF with LZW.") from error
         except Exception as error:  # broken bytes make decoders raise OSError, SyntaxError, struct.error, KeyError
-            if "imagecodecs" in str(error):
-                raise InputError(f"{name} is compressed in a rare way; install imagecodecs.") from error
             raise _damaged(name) from error
         finally:
-            cv2.utils.logging.setLogLevel(level)
+            for logger in loud:
+                logger.disabled = False
 
 
 def _damaged(name: str) -> InputError:
@@ -107,6 +125,9 @@ def _check_size(size: tuple[int, int], length: int, name: str) -> None:
         raise InputError(f"{name} claims {width}x{height} pixels in {length} bytes; save or copy it again.")
 
 
+# ---- all but TIFF
+
+
 def _decode(data: bytes, name: str) -> Decoded:
     opener = next((opener for magic, opener in _OPENERS if data.startswith(magic)), None)
     if opener is None:
@@ -115,83 +136,89 @@ def _decode(data: bytes, name: str) -> Decoded:
     _check_size(image.size, len(data), name)
     if getattr(image, "n_frames", 1) > 1:
         raise InputError(f"{name} is animated; save one of its frames as an image.")
-    if opener is not PngImagePlugin.PngImageFile or data[24] != 16:
-        return _from_pil(image, name)
-    values = _from_opencv(_bare_png(data), image.size, name)
-    return _finished(values, _orientation(image), image.info.get("icc_profile"), image.info.get("dpi"))
-
-
-def _bare_png(data: bytes) -> bytes:
-    """The chunks that hold pixels, each checksum compared: libpng prints its opinion of all other chunks."""
-    bare, at, kind = [data[:8]], 8, b""
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 12 + length
-        (checksum,) = struct.unpack_from(">I", data, end - 4)
-        if kind in (b"IHDR", b"tRNS", b"IDAT", b"IEND"):
-            if zlib.crc32(data[at + 4 : end - 4]) != checksum:
-                raise ValueError("PNG checksum")
-            bare.append(data[at:end])
-        at = end
-    return b"".join(bare)
+    if opener is PngImagePlugin.PngImageFile and data[24] == 16:
+        return _finished(imagecodecs.png_decode(data), 65535, **_about(image))
+    return _from_pil(image, name)
 
 
 def _from_pil(image: PIL.Image.Image, name: str) -> Decoded:
     if image.mode not in _MODES and not image.mode.startswith("I;16"):
         raise InputError(f"{name} is a {image.mode} image; convert it to RGB or grey first.")
     image.load()
-    about = _orientation(image), image.info.get("icc_profile"), image.info.get("dpi")
-    if image.mode not in ("F", "I") and not image.mode.startswith("I;16"):
+    about = _about(image)
+    full: float | None = 255
+    if image.mode.startswith("I;16"):
+        full = 65535
+    elif image.mode in ("F", "I"):
+        full = None
+    else:
         grey = image.mode in ("1", "L", "LA", "La")
         if image.has_transparency_data:
             image = image.convert("LA" if grey and image.mode != "1" else "RGBA")
         else:
             image = image.convert("L" if grey else "RGB")
-    return _finished(np.asarray(image), *about)
+    return _finished(np.asarray(image), full, **about)
 
 
-def _from_opencv(data: bytes, size: tuple[int, int], name: str) -> np.ndarray:
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is None or values.shape[1::-1] != size:
-        raise _damaged(name)
-    return values if values.ndim == 2 else values[..., [2, 1, 0, 3][: values.shape[2]]]
+def _about(image: PIL.Image.Image) -> dict[str, Any]:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF is no reason to refuse an image, and raises nearly anything
+        orientation = 1
+    info = image.info
+    return {
+        "orientation": orientation,
+        "icc": info.get("icc_profile"),
+        "dpi": info.get("dpi"),
+        "exif": info.get("exif"),
+    }
 
 
-def _decode_tiff(data: bytes, name: str) -> Decoded:
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+# ---- TIFF
+
+
+def _decode_tiff(file: BinaryIO, size: int, name: str) -> Decoded:
+    _check_tags(file, name)
+    with tifffile.TiffFile(file, _multifile=False) as tiff:
         page = tiff.pages.first
-        if any(not (other.is_reduced or other.is_mask) for other in _next_pages(tiff)):  # thumbnails are welcome
+        stacked = (page.is_shaped or page.is_imagej) and _stack(page) != 1
+        if stacked or any(not (other.is_reduced or other.is_mask) for other in _next_pages(tiff)):  # but thumbnails
             raise InputError(f"{name} has several pages; save one of them as an image.")
-        size = page.imagewidth, page.imagelength
-        _check_size(size, len(data), name)
-        if page.axes not in ("YX", "YXS", "SYX") or page.samplesperpixel > 4:
-            raise InputError(f"{name} has {page.samplesperpixel} channels ({page.axes}); save it as grey or RGB.")
-        if page.photometric not in (0, 1, 2, 3, 6):  # white is 0, black is 0, RGB, palette, YCbCr
-            kind = "CMYK" if page.photometric == 5 else getattr(page.photometric, "name", page.photometric)
-            raise InputError(f"{name} is a {kind} image; convert it to RGB or grey first.")
-        if page.samplesperpixel in (2, 4) and 0 in page.extrasamples:
-            raise InputError(f"{name} has an extra channel of unknown meaning; save it as grey or RGB.")
-        # The decoders would fill what is missing with zeros and not say so.
-        ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if not ends or max(ends) > len(data) or min(page.databytecounts) <= 0:
-            raise _damaged(name)
-
-        plain = page.compression in _PLAIN_TIFF and page.photometric < 3
-        if plain and page.dtype is not None and page.dtype.itemsize * 8 == page.bitspersample:
-            values = page.asarray()
-            if page.axes == "SYX":
-                values = np.moveaxis(values, 0, -1)
-            if page.photometric == 0:
-                values = np.iinfo(values.dtype).max - values
-            if 1 in page.extrasamples:  # colour that is already multiplied by alpha is over black as it stands
-                values = values[..., :-1]
-        else:
-            values = _from_opencv(data, size, name)
-        if values.dtype.kind not in "uif":
-            raise InputError(f"{name} holds {values.dtype} values; save it with 8 or 16 bits or as float.")
+        _check_page(page, size, name)
         tags = page.tags
+        values, full = _tiff_values(page, file, name)
         dpi = page.get_resolution(unit=2) if 282 in tags and tags.valueof(296, default=2) in (2, 3) else None
-        return _finished(values, tags.valueof(274, default=1), tags.valueof(34675), dpi)
+        icc = tags.valueof(34675) if 34675 in tags and tags[34675].count <= MAX_VALUES else None
+        exif = _tiff_exif(file) if size <= MAX_PACKED else None
+        return _finished(values, full, tags.valueof(274, default=1), icc, dpi, exif)
+
+
+def _check_tags(file: BinaryIO, name: str) -> None:
+    """Before tifffile reads them: no tag that it loads may have millions of values, which a sparse file may claim."""
+    head = file.read(16)
+    order, big = "<" if head[:2] == b"II" else ">", b"+" in head[2:4]
+    entry, number = (20, order + "Q") if big else (12, order + "I")
+    at, width = struct.unpack_from(number, head, 8 if big else 4)[0], 8 if big else 4
+    for _ in range(17):  # pages, of which more than one are refused; the chain may run in a circle
+        if not at:
+            break
+        file.seek(at)
+        n = int.from_bytes(file.read(8 if big else 2), "little" if order == "<" else "big")
+        tags = file.read(entry * min(n, 4096))
+        for k in range(0, len(tags) - entry + 1, entry):
+            code, _ = struct.unpack_from(order + "HH", tags, k)
+            if code in tifffile.TIFF.TAG_LOAD and struct.unpack_from(number, tags, k + 4)[0] > MAX_VALUES:
+                raise _damaged(name)
+        at = struct.unpack(number, file.read(width).rjust(width, b"\0"))[0]
+    file.seek(0)
+
+
+def _stack(page: Any) -> int:
+    """Images in a series whose further images tifffile or ImageJ wrote behind the only page."""
+    if page.is_imagej:
+        return int(dict(line.partition("=")[::2] for line in page.description.splitlines()).get("images", 1))
+    shape = json.loads(page.description)["shape"]
+    return int(np.prod(shape)) // int(np.prod(page.shape))
 
 
 def _next_pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
@@ -203,9 +230,84 @@ def _next_pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
             return
 
 
-def _finished(values: np.ndarray, orientation: Any, icc: Any, dpi: Any) -> Decoded:
-    """What all formats have in common: alpha, grey stored as colour, colour profile, orientation, resolution."""
-    values = _without_alpha(values)
+def _check_page(page: Any, size: int, name: str) -> None:
+    _check_size((page.imagewidth, page.imagelength), size, name)
+    if page.axes not in ("YX", "YXS", "SYX") or page.samplesperpixel > 4:
+        raise InputError(f"{name} has {page.samplesperpixel} channels ({page.axes}); save it as grey or RGB.")
+    if page.photometric not in (0, 1, 2, 3, 6):  # white is 0, black is 0, RGB, palette, YCbCr
+        kind = "CMYK" if page.photometric == 5 else getattr(page.photometric, "name", page.photometric)
+        raise InputError(f"{name} is a {kind} image; convert it to RGB or grey first.")
+    if page.samplesperpixel in (2, 4) and 0 in page.extrasamples:
+        raise InputError(f"{name} has an extra channel of unknown meaning; save it as grey or RGB.")
+    if page.compression not in _TIFF_COMPRESSIONS or page.dtype is None or isinstance(page.bitspersample, tuple):
+        raise NotImplementedError
+    if page.is_tiled and page.tilewidth * page.tilelength > MAX_PIXELS:
+        raise _damaged(name)
+    # The decoder would fill what is missing with zeros and not say so.
+    ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if not ends or max(ends) > size or min(page.databytecounts) <= 0 or len(ends) < np.prod(page.chunked):
+        raise _damaged(name)
+
+
+def _tiff_values(page: Any, file: BinaryIO, name: str) -> tuple[np.ndarray, float | None]:
+    """The values of a page, (H, W[, channels]), white and palette and YCbCr resolved, and the value of white."""
+    if page.compression == 7:  # what a JPEG strip says of its own size is believed by its decoder
+        room = 4 * max(2**16, page.imagewidth * page.imagelength)
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            for height, width in _JPEG_SIZE.findall(file.read(count)):
+                if int.from_bytes(height, "big") * int.from_bytes(width, "big") > room:
+                    raise _damaged(name)
+    values = page.asarray(maxworkers=1)
+    if page.axes == "SYX":
+        values = np.moveaxis(values, 0, -1)
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    kind = values.dtype.kind
+    if kind not in "uif":
+        raise InputError(f"{name} holds {values.dtype} values; save it with 8 or 16 bits or as float.")
+    full = 2.0**page.bitspersample - 1 if kind == "u" and page.bitspersample <= 16 else None
+    if page.photometric == 0:
+        values = _inverted(values, full)
+    elif page.photometric == 3:
+        table = np.asarray(page.colormap).T  # (n, 3), 16 bits; by old writers 8
+        values, full = (table >> 8 if table.max() > 255 else table).astype(np.uint8)[values], 255
+    elif page.photometric == 6 and page.compression != 7:
+        values = np.asarray(PIL.Image.frombytes("YCbCr", values.shape[1::-1], values.tobytes()).convert("RGB"))
+    if 1 in page.extrasamples:  # colour that is already multiplied by alpha is over black as it stands
+        values = values[..., :-1]
+    return values, full
+
+
+def _inverted(values: np.ndarray, full: float | None) -> np.ndarray:
+    """White is zero (MinIsWhite): swapped ends, of the data type, of [0, 1], or of floats in their own unit."""
+    if values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        return (1 if low >= 0 and high <= 1 else low + high) - values
+    return ~values if full is None else values.dtype.type(full) - values
+
+
+def _tiff_exif(file: BinaryIO) -> bytes | None:
+    """What EXIF holds of a TIFF's tags: camera, date, the EXIF and GPS directories; not how its pixels are stored."""
+    try:
+        file.seek(0)
+        stored, exif = PIL.Image.Exif(), PIL.Image.Exif()
+        stored.load_from_fp(file)
+        exif.update({tag: stored[tag] for tag in _TEXT_TAGS if tag in stored})
+        exif.update({tag: stored.get_ifd(tag) for tag in _IFD_TAGS if tag in stored})
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # as of other files: damaged EXIF is no reason to refuse an image
+        return None
+
+
+# ---- what all formats have in common
+
+
+def _finished(
+    values: np.ndarray, full: float | None, orientation: Any = 1, icc: Any = None, dpi: Any = None, exif: Any = None
+) -> Decoded:
+    """Alpha, grey stored as colour, colour profile, orientation, resolution."""
+    values = _without_alpha(values, full)
     if values.ndim == 3 and all(np.array_equal(values[..., 0], values[..., c]) for c in (1, 2)):
         values = values[..., 0]
     if not isinstance(icc, bytes) or b"sRGB" in icc[:4096]:
@@ -218,18 +320,18 @@ def _finished(values: np.ndarray, orientation: Any, icc: Any, dpi: Any) -> Decod
         dpi = (x, y) if 1 <= x <= 1e5 and 1 <= y <= 1e5 else None
     except (TypeError, ValueError, ZeroDivisionError):
         dpi = None
-    return Decoded(_upright(values, orientation), icc, dpi)
+    return Decoded(_upright(values, orientation), full, icc, dpi, exif if isinstance(exif, bytes) else None)
 
 
-def _without_alpha(values: np.ndarray) -> np.ndarray:
+def _without_alpha(values: np.ndarray, full: float | None) -> np.ndarray:
     """(H, W, 2) and (H, W, 4) to grey and RGB, composited over black where alpha is below full scale."""
     if values.ndim == 2 or values.shape[2] == 3:
         return values
     colour, alpha = (values[..., :-1], values[..., -1:]) if values.shape[2] > 1 else (values, None)
     integer = values.dtype.kind in "ui"
-    full = np.iinfo(values.dtype).max if integer else 1.0
-    if alpha is not None and (alpha != full).any():
-        mixed = colour * (alpha / full)
+    opaque = full or (np.iinfo(values.dtype).max if integer else 1.0)
+    if alpha is not None and (alpha != opaque).any():
+        mixed = colour * (alpha / opaque)
         colour = (np.rint(mixed) if integer else mixed).astype(values.dtype)
     return colour[..., 0] if colour.shape[2] == 1 else colour
 
@@ -238,13 +340,6 @@ def _to_srgb(values: np.ndarray, icc: bytes) -> np.ndarray:
     image = PIL.Image.fromarray(values)
     converted = ImageCms.profileToProfile(image, io.BytesIO(icc), ImageCms.createProfile("sRGB"))
     return np.asarray(converted)
-
-
-def _orientation(image: PIL.Image.Image) -> Any:
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF is no reason to refuse an image, and raises nearly anything
-        return 1
 
 
 def _upright(values: np.ndarray, orientation: Any) -> np.ndarray:

@@ -73,7 +73,7 @@ class Scene:
         """
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
-        sources = [images.read_any(path, normalise, window) for path in paths]
+        sources = [images.read_any(path, normalise, window=window) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         medical = any(source.header is not None for source in sources)
         if medical:
