@@ -30,6 +30,10 @@ Frame = Annotated[str, _option("Whose grid the result has: first, second or a nu
 Window = Annotated[
     str | None, _option('Of CT, in Hounsfield units: brain, bone, lung, soft-tissue or "LOW HIGH".', INPUT)
 ]
+ValueRange = Annotated[
+    str | None,
+    _option('"LOW HIGH" in the unit of the files (counts, degrees) that become black and white.', INPUT, "--range"),
+]
 Rigid = Annotated[bool, _option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")]
 AnyPatient = Annotated[bool, _option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")]
 Anonymise = Annotated[
@@ -107,12 +111,22 @@ def frame_from(text: str) -> int:
     return int(text[:3]) - 1
 
 
+def range_from(text: str | None) -> tuple[float, float] | None:
+    """(low, high) of "LOW HIGH". Raises InputError."""
+    if text is None:
+        return None
+    try:
+        low, high = (float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise InputError(f'--range is "LOW HIGH", two numbers, not {text[:80]}.') from error
+    return low, high
+
+
 def window_from(text: str | None) -> Any:
     """A window's name, or (low, high) in Hounsfield units. Raises InputError."""
     if text is None or not any(character.isdigit() for character in text):
         return text
     try:
-        low, high = (float(word) for word in text.replace(",", " ").split())
-    except ValueError as error:
+        return range_from(text)
+    except InputError as error:
         raise InputError(f'--window is brain, bone, lung, soft-tissue or "LOW HIGH", not {text[:80]}.') from error
-    return low, high

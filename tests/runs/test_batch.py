@@ -281,7 +281,7 @@ def test_grey_pictures_stay_grey_beside_coloured_ones(prior, tmp_path):
     make_pair(tmp_path, "grey")
     make_pair(tmp_path, "colour", colour=True)
     batch([tmp_path / "ir", tmp_path / "vi"], tmp_path / "out", prior=prior, batch_size=2, **QUICK)
-    assert images.decode(images.read_bytes(tmp_path / "out" / "grey.png"), "grey").values.ndim == 2
+    assert images.read(tmp_path / "out" / "grey.png").pixels.ndim == 2
     assert images.read(tmp_path / "out" / "colour.png").pixels.ndim == 3
 
 
@@ -477,9 +477,9 @@ def test_reading_goes_on_beside_the_network(scenes, prior, tmp_path, monkeypatch
     read, call = images.read_any, DDFMPipeline.__call__
     begun, calls = {stem: threading.Event() for stem in "abcde"}, iter("bcde")
 
-    def noted_read(path, *args):
+    def noted_read(path, *args, **kwargs):
         begun[path.stem].set()
-        return read(path, *args)
+        return read(path, *args, **kwargs)
 
     def waiting_call(self, *args, **kwargs):
         coming = next(calls, None)

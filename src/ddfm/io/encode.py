@@ -35,7 +35,8 @@ def encode(
     if suffix in (".tif", ".tiff"):
         return _tiff(values, icc, dpi, about)
     if values.dtype == np.uint16:
-        return _with_png_chunks(bytes(imagecodecs.png_encode(values)), icc, dpi, about)
+        room = values.nbytes + values.nbytes // 100 + 4096  # its own guess is too small for a few pixels
+        return _with_png_chunks(bytes(imagecodecs.png_encode(values, out=room)), icc, dpi, about)
     options: dict[str, Any] = {"dpi": dpi} if dpi else {}
     if icc and suffix != ".bmp":
         options["icc_profile"] = icc
@@ -71,7 +72,7 @@ def _tiff(values: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None
     if exif:
         text = [(tag, 2, 0, str(exif[tag]).strip("\0"), True) for tag in _TEXT if exif.get(tag)]
         directories = {tag: found for tag in (_EXIF, _GPS) if (found := exif.get_ifd(tag))}
-        options["extratags"] = text + [(tag, 4, 1, 0, True) for tag in directories]
+        options["extratags"] = text
         options["software"] = False
     buffer = io.BytesIO()
     tifffile.imwrite(
@@ -84,16 +85,26 @@ def _tiff(values: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None
         iccprofile=icc,
         **options,
     )
-    data = bytearray(buffer.getvalue())
-    for tag, entries in directories.items():  # tifffile writes no such directory: behind the image, and pointed at
-        with tifffile.TiffFile(buffer) as tiff:
-            pointer = tiff.pages.first.tags[tag].valueoffset
+    return _with_directories(buffer.getvalue(), directories) if directories else buffer.getvalue()
+
+
+def _with_directories(tiff: bytes, directories: dict[int, Any]) -> bytes:
+    """A little-endian TIFF with further directories (EXIF, GPS), which tifffile writes none of: they go behind the
+    image, and behind them a copy of its own directory that points at them."""
+    data = bytearray(tiff)
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    entries = [bytes(data[at + 2 + 12 * k :][:12]) for k in range(count)]
+    for tag, values in directories.items():
         directory = ImageFileDirectory_v2(b"II*\0\0\0\0\0")
-        directory.update(entries)
+        directory.update(values)
         data += bytes(len(data) % 2)
-        struct.pack_into("<I", data, pointer, len(data))
+        entries.append(struct.pack("<HHII", tag, 4, 1, len(data)))
         data += directory.tobytes(len(data))
-    return bytes(data)
+    data += bytes(len(data) % 2)
+    struct.pack_into("<I", data, 4, len(data))
+    entries.sort(key=lambda entry: struct.unpack_from("<H", entry)[0])
+    return bytes(data) + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
 
 
 def _with_png_chunks(

@@ -28,10 +28,9 @@ import numpy as np
 import PIL.Image
 
 from ddfm.errors import InputError
-from ddfm.io.codecs import Decoded, decode, decode_pil
+from ddfm.io.codecs import decode, decode_pil
 from ddfm.io.encode import encode
 from ddfm.io.files import check_writable, open_file, quoted, write_bytes
-from ddfm.io.files import read_bytes as read_bytes  # here for those who still look for it here
 from ddfm.io.grid import Grid
 
 Range = tuple[float, float]
@@ -97,13 +96,13 @@ def read(path: str | os.PathLike[str], normalise: bool = False, value_range: Ran
     value_range: the two values, in the file's own unit, that become 0 and 1 instead; what lies outside is clipped.
 
     Without either a value is divided by its full scale (255, 65535, or 4095 of a 12-bit TIFF) and floats are taken as
-    they are. Raw counts, that is grey of more than 8 bits whose values span at most a quarter of the full scale, and
-    floats or wide integers outside [0, 1] are stretched as by `normalise`, and `Image.findings` says so. DICOM and
-    NIfTI have units of their own: the smallest to the largest value becomes [0, 1].
+    they are, so that what `write` wrote comes back. DICOM and NIfTI have units of their own: the smallest to the
+    largest value becomes [0, 1].
 
-    Raises InputError, one sentence, for everything that is wrong with the file, and for a volume.
+    Raises InputError, one sentence, for everything that is wrong with the file, for floats and wide integers outside
+    [0, 1] without `normalise` or `value_range`, and for a volume.
     """
-    image = read_any(path, normalise, value_range)
+    image = read_any(path, normalise, value_range, scale_counts=False)
     if image.is_volume:
         raise InputError(
             f"{quoted(path)} is a volume of {len(image.pixels)} slices, not an image; fuse it with `ddfm fuse` or "
@@ -113,13 +112,20 @@ def read(path: str | os.PathLike[str], normalise: bool = False, value_range: Ran
 
 
 def read_any(
-    path: str | os.PathLike[str], normalise: bool = False, value_range: Range | None = None, window: Any = None
+    path: str | os.PathLike[str],
+    normalise: bool = False,
+    value_range: Range | None = None,
+    window: Any = None,
+    scale_counts: bool = True,
 ) -> Image:
-    """Read an image as `read` does, or a DICOM or NIfTI file of several slices, or a folder that holds a DICOM series:
-    pixels (S, H, W), one map for all.
+    """Read a source: an image as `read` does, or a DICOM or NIfTI file of several slices, or a folder that holds a
+    DICOM series: pixels (S, H, W), one map for all.
 
-    window: of a CT, see `medical.read_volume`. Raises InputError.
+    window: of a CT, see `medical.read_volume`. scale_counts: whether a sensor's raw counts are stretched as by
+    `normalise`, which `Image.findings` says: floats and wide integers outside [0, 1], and grey of more than 8 bits
+    whose values span at most a quarter of the full scale and lie further above 0 than that. Raises InputError.
     """
+    name = quoted(path)
     if os.path.isdir(path):
         from ddfm.io import medical
 
@@ -133,32 +139,30 @@ def read_any(
 
             image = medical.read(Path(path), file.read(), normalise, window)
             return image.windowed(*value_range) if value_range else image
-        decoded = decode(file, quoted(path))
-    return from_decoded(decoded, quoted(path), Path(path), normalise, value_range)
-
-
-def from_decoded(
-    decoded: Decoded, name: str, path: Path | None, normalise: bool = False, value_range: Range | None = None
-) -> Image:
-    """The image of decoded values; arguments as of `read`, `name` for sentences. Raises InputError."""
-    values, full = decoded.values, decoded.full
-    findings: tuple[str, ...] = ()
+        decoded = decode(file, name)
+    values, full, findings = decoded.values, decoded.full, []
     own_units = full is None and not (values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1)
-    if not normalise and value_range is None and (own_units or _are_counts(values, full)):
+    if not normalise and value_range is None and (own_units or (scale_counts and _are_counts(values, full))):
+        if not scale_counts and np.isfinite([low := values.min(), high := values.max()]).all():
+            raise InputError(f"{name} has values from {low:.4g} to {high:.4g}, not [0, 1]; read it normalised.")
         normalise = True
-        findings = (_scaled(values, name),) if values.min() < values.max() else ()
+        if values.min() < values.max():
+            findings.append(_scaled(values, name))
     pixels, low, high = to_unit(values, name, normalise, own_units, full)
     bits = {"uint8": 8, "uint16": 16}.get(values.dtype.name, 32)
-    image = Image(pixels, bits, path, low, high, decoded.icc, decoded.dpi, findings=findings, exif=decoded.exif)
+    image = Image(
+        pixels, bits, Path(path), low, high, decoded.icc, decoded.dpi, findings=tuple(findings), exif=decoded.exif
+    )
     return image.windowed(*value_range) if value_range else image
 
 
 def _are_counts(values: np.ndarray, full: float | None) -> bool:
-    """Whether grey values of more than 8 bits use so little of their scale that they would come out as one tone."""
+    """Whether grey values of more than 8 bits are a sensor's counts: a narrow span (one tone, if they were taken as
+    they are) far above 0. A dark image of 16 bits reaches down to 0 and is none."""
     if values.ndim != 2 or full is None or full <= 255:
         return False
     low, high = np.percentile(values, PERCENTILES)
-    return bool(0 < high - low <= full * COUNTS_SPAN)
+    return bool(0 < high - low <= min(full * COUNTS_SPAN, low))
 
 
 def _scaled(values: np.ndarray, name: str) -> str:

@@ -20,7 +20,8 @@ import numpy as np
 from ddfm.errors import InputError
 from ddfm.io import dicom, dicom_write, nifti
 from ddfm.io.codecs import one_sentence
-from ddfm.io.images import MAX_BYTES, Image, is_medical, quoted, read_bytes, write_bytes
+from ddfm.io.files import MAX_BYTES, quoted, read_bytes, write_bytes
+from ddfm.io.images import Image, is_medical
 from ddfm.io.volume import WINDOWS, Volume, Window, hounsfield, to_image
 
 __all__ = [

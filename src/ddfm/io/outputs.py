@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddfm.errors import InputError
-from ddfm.io.images import quoted
+from ddfm.io.files import quoted
 
 PathLike = str | os.PathLike[str]
 _File = tuple[int, int] | tuple[object, str]  # (device, inode), or of a file to be: (its folder, its name)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ddfm.errors import InputError
-from ddfm.io.images import quoted, read_bytes, write_bytes
+from ddfm.io.files import quoted, read_bytes, write_bytes
 from ddfm.io.pairing import is_image_name
 
 LARGEST = 2**26  # bytes; a row is some hundred

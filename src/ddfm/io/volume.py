@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddfm.errors import InputError
+from ddfm.io.files import quoted
 from ddfm.io.grid import Grid
-from ddfm.io.images import PERCENTILES, Image, quoted
+from ddfm.io.images import PERCENTILES, Image
 
 Window = str | tuple[float, float]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ddfm.errors import InputError
-from ddfm.io.images import quoted, read_bytes
+from ddfm.io.files import quoted, read_bytes
 
 LARGEST_JSON = 2**20  # bytes; a configuration has some thousand
 LARGEST_WEIGHTS = 2**36  # bytes

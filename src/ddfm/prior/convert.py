@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from ddfm.errors import InputError
-from ddfm.io.images import quoted
+from ddfm.io.files import quoted
 from ddfm.prior.checks import LAYERS, LEVELS, check_archive, read_config
 
 OPENAI_256: dict[str, Any] = {

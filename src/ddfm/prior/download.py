@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 
 from ddfm import __version__
 from ddfm.errors import InputError
-from ddfm.io.images import quoted
+from ddfm.io.files import quoted
 from ddfm.prior.checks import regular
 
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken

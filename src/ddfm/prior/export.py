@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from ddfm.errors import InputError
-from ddfm.io.images import quoted
+from ddfm.io.files import quoted
 from ddfm.io.outputs import Outputs
 from ddfm.prior.checks import check_archive
 from ddfm.prior.download import FILES

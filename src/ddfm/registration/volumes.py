@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from ddfm.errors import InputError
+from ddfm.io.files import quoted
 from ddfm.io.grid import Grid, angle
-from ddfm.io.images import Image, quoted
+from ddfm.io.images import Image
 
 SAMPLES = 24  # a side of the lattice on which coverage is measured
 FINEST = 1.5  # mm: a registration looks at no finer voxels

@@ -15,6 +15,7 @@ import torch
 from ddfm import __version__
 from ddfm.errors import InputError
 from ddfm.io import images
+from ddfm.io.files import read_bytes
 
 
 class Manifest:
@@ -169,4 +170,4 @@ def _json_line(line: dict[str, Any]) -> bytes:
 
 def sha256(path: Path) -> str:
     """Of a file, in hexadecimal. Raises InputError."""
-    return hashlib.sha256(images.read_bytes(path)).hexdigest()
+    return hashlib.sha256(read_bytes(path)).hexdigest()

@@ -20,7 +20,8 @@ import numpy as np
 from ddfm.colour import lends_colour
 from ddfm.errors import InputError
 from ddfm.io import images
-from ddfm.io.images import Image, quoted
+from ddfm.io.files import quoted
+from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
 from ddfm.settings import Colour, FusionSettings, changed
 
