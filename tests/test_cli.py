@@ -259,14 +259,16 @@ def test_pictures_that_cannot_be_aligned_are_refused(fuse, folder):
     assert not (folder / "fused.png").exists()
 
 
-def test_normalise_lifts_raw_counts(fuse, folder):
-    counts = (made_picture(*SIZE, seed=1).astype(np.uint16) + 8000) // 4
-    tifffile.imwrite(folder / "raw.tif", counts)
-    means = []
-    for options in ((), ("--normalise", "--overwrite")):
-        assert fuse(*options, "--colour", "grey", sources=("raw.tif", "raw.tif"))[0] == 0
-        means.append(images.read(folder / "fused.png").pixels.std())
-    assert means[1] > 10 * means[0]
+def test_normalise_lifts_dark_images_and_raw_counts_are_lifted_by_themselves(fuse, folder):
+    shape = made_picture(*SIZE, seed=1).astype(np.uint16)
+    contrast = {}
+    for name, offset in (("dark", 0), ("raw", 2000)):
+        tifffile.imwrite(folder / f"{name}.tif", shape // 4 + offset)
+        for options in ((), ("--normalise",)):
+            assert fuse(*options, "--overwrite", "--colour", "grey", sources=(f"{name}.tif",) * 2)[0] == 0
+            contrast[name, *options] = images.read(folder / "fused.png").pixels.std()
+    assert contrast["dark", "--normalise"] > 10 * contrast["dark",]
+    assert contrast["raw", "--normalise"] == contrast["raw",] > 10 * contrast["dark",]
 
 
 # -------------------------------------------------------------------------------------------------------- bad input

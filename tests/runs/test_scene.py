@@ -303,3 +303,15 @@ def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
 def test_a_volume_is_no_picture_in_python(volumes):
     with pytest.raises(InputError, match="volume of 4 slices"):
         images.read(volumes[0])
+
+
+def test_counts_are_scaled_in_each_source_by_itself_and_said(tmp_path):
+    """Raw thermal counts beside a photo: 12.12 of the faults found was a thermal image that vanished in silence."""
+    ramp = np.linspace(0, 1, 20 * 24).reshape(20, 24)
+    images.write(tmp_path / "photo.png", ramp.T.reshape(20, 24))
+    images.write(tmp_path / "thermal.png", (7224 + ramp * 883) / 65535, 16)
+    scene = Scene.read([tmp_path / "thermal.png", tmp_path / "photo.png"])
+    assert scene.sources[0].pixels.std() > 0.25
+    assert any("thermal.png holds counts from 7224 to 8107" in finding for finding in scene.findings)
+    ranged = Scene.read([tmp_path / "thermal.png", tmp_path / "photo.png"], value_range=(0, 65535))
+    assert ranged.sources[0].pixels.max() < 0.13

@@ -21,7 +21,7 @@ from ddfm.colour import lends_colour
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.files import quoted
-from ddfm.io.images import Image
+from ddfm.io.images import Image, Range
 from ddfm.io.outputs import Outputs
 from ddfm.settings import Colour, FusionSettings, changed
 
@@ -56,6 +56,7 @@ class Scene:
         normalise: bool = False,
         align: bool = False,
         *,
+        value_range: Range | None = None,
         frame: int = 0,
         window: Window | None = None,
         rigid: bool = False,
@@ -63,6 +64,7 @@ class Scene:
     ) -> Scene:
         """Read a scene's sources; normalise as in `images.read`, for a volume over all slices.
 
+        value_range: the values, in the files' own unit, that become 0 and 1, as in `images.read`.
         align: estimate an affine misalignment of the second and further images and undo it, see `align.align`.
         frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by their own world
             coordinates or after a rigid registration, see `registration.volumes.to_frame`.
@@ -74,7 +76,7 @@ class Scene:
         """
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
-        sources = [images.read_any(path, normalise, window=window) for path in paths]
+        sources = [images.read_any(path, normalise, value_range, window) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         medical = any(source.header is not None for source in sources)
         if medical:
