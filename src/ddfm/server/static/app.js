@@ -224,6 +224,7 @@ async function result() {
   viewer.against = 0;
   $("fuse").textContent = "Fuse again";
   $("fuse").className = "quiet";
+  $("tuning").open = false; // the measures move up; what was set is one click away
   say([`Fused in ${job.seconds.toFixed(1)} s.`, ...job.findings].join(" "));
   await layers();
   await setMode("result");
@@ -289,7 +290,10 @@ $("slice").onchange = attempt(async () => { await layers(); await viewer.draw();
 $("smaller").onclick = () => viewer.zoomBy(0.8);
 $("larger").onclick = () => viewer.zoomBy(1.25);
 $("fit").onclick = () => viewer.fit();
-for (const name of ["settings", "advanced"]) $(name).onsubmit = (event) => event.preventDefault();
+for (const name of ["settings", "advanced"]) {
+  $(name).onsubmit = (event) => { event.preventDefault(); if (!$("fuse").disabled && !$("fuse").hidden) $("fuse").click(); };
+  $(name).oninput = () => { if (viewer.fused) { $("fuse").className = "primary"; say("The settings have changed; fuse again to see what they do."); } };
+}
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   addEventListener(name, (event) => { event.preventDefault(); document.body.classList.toggle("over", over); });
 }

@@ -160,7 +160,9 @@ export class Viewer {
 
   #key(event) {
     const moves = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] };
-    if (moves[event.key]) this.move(...moves[event.key]);
+    const slides = this.zoom === 1 && (this.mode === "swipe" || this.mode === "onion") && { ArrowLeft: -0.05, ArrowRight: 0.05 }[event.key];
+    if (slides) { this.position = Math.min(1, Math.max(0, this.position + slides)); this.place(); }
+    else if (moves[event.key]) this.move(...moves[event.key]);
     else if (event.key === "+" || event.key === "=") this.zoomBy(1.25);
     else if (event.key === "-") this.zoomBy(0.8);
     else if (event.key === "0") this.fit();
