@@ -17,21 +17,16 @@ import numpy as np
 import pytest
 from conftest import tiny_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from fuzz.corpus import CREATE_MODEL, FILES, HOSTILE, MANIFEST, TABLE
+from fuzz.mutation import mutated
 from hypothesis import HealthCheck, given, settings
 
 from ddfm.errors import InputError
 from ddfm.io import images
-from ddfm.runs.manifest import Manifest, is_manifest
-from ddfm.runs.plan import plan
-
-pytest.importorskip("nibabel")
-pytest.importorskip("pydicom")
-
-from fuzz.corpus import CREATE_MODEL, FILES, HOSTILE, MANIFEST, TABLE
-from fuzz.mutation import mutated
-
 from ddfm.prior.convert import load_guided_diffusion
 from ddfm.prior.load import load_prior
+from ddfm.runs.manifest import Manifest, is_manifest
+from ddfm.runs.plan import plan
 
 PATIENCE = 10  # seconds, for a small file
 LARGEST = 2**30  # bytes of memory beyond what was taken before

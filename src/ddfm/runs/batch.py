@@ -217,13 +217,12 @@ class _Run:
                 done = len(result.skipped) + len(result.failed) + computed + under_way
                 progress(min(done, len(pairs)), len(pairs))
 
-        groups = self.groups(self.jobs(pairs))
         writes: deque[Future[None]] = deque()
         # Leaving the block waits for both threads, after Ctrl-C too: what is being written is finished.
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-            coming = reader.submit(next, groups, None)
-            while (group := coming.result()) is not None:
-                coming = reader.submit(next, groups, None)
+            groups = self.ahead(reader)
+            alone: deque[list[_Job]] = deque()  # of a group that failed: each pair by itself
+            while (group := alone.popleft() if alone else next(groups, None)) is not None:
                 new = sum(not job.complete for job in group)
 
                 def step(done: float, total: int, new: int = new) -> None:
@@ -232,11 +231,13 @@ class _Run:
                 began = time.perf_counter()
                 try:
                     fused = self.network(pipe, group, settings, step)
-                except InputError:  # of the settings, which concern all
-                    raise
                 except Exception as error:
-                    failed = {job.pair.name: _sentence(error) for job in group if not job.complete}
-                    result.failed.update(failed)
+                    if isinstance(error, InputError) and not computed and self.all_alike:
+                        raise  # the settings cannot be used with such pairs
+                    if len(group) > 1:
+                        alone.extend([job] for job in group if not job.complete)
+                    else:
+                        result.failed[group[0].pair.name] = _sentence(error)
                     report()
                     continue
                 seconds = time.perf_counter() - began
@@ -254,6 +255,19 @@ class _Run:
         report()
         result.seconds = time.perf_counter() - start
         result.network_share = network / result.seconds
+
+    @property
+    def all_alike(self) -> bool:
+        """Whether all pairs have as many sources."""
+        return len({len(pair.sources) for pair in self.result.pairs}) == 1
+
+    def ahead(self, reader: ThreadPoolExecutor) -> Iterator[list[_Job]]:
+        """The groups, each read while the one before it is fused."""
+        groups = self.groups(self.jobs(self.result.pairs))
+        coming = reader.submit(next, groups, None)
+        while (group := coming.result()) is not None:
+            coming = reader.submit(next, groups, None)
+            yield group
 
     def network(
         self, pipe: DDFMPipeline, group: list[_Job], settings: FusionSettings, progress: Progress

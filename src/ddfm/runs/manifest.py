@@ -102,6 +102,7 @@ class Manifest:
     def add_failure(self, name: str, sentence: str) -> None:
         """A line for a pair that was not fused; a later run tries it again. Raises InputError."""
         self.failures[name] = sentence
+        self.begun.pop(name, None)  # a file that could not be written is as it was
         self._append({"name": name, "error": sentence})
 
     def _text(self) -> bytes:
