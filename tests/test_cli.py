@@ -245,7 +245,7 @@ def test_align_undoes_a_shift_and_says_so(fuse, folder):
     images.write(folder / "still.png", whole[4:-4, 4:-4])
     images.write(folder / "moved.png", whole[4:-4, 7:-1])
     results = []
-    for options in ((), ("--align", "--overwrite")):
+    for options in ((), ("--align", "auto", "--overwrite")):
         code, _, err = fuse(*options, sources=("still.png", "moved.png"))
         assert code == 0
         error = images.read(folder / "fused.png").pixels - images.read(folder / "still.png").pixels
@@ -255,8 +255,53 @@ def test_align_undoes_a_shift_and_says_so(fuse, folder):
 
 
 def test_pictures_that_cannot_be_aligned_are_refused(fuse, folder):
-    complaint(fuse("--align"))
+    complaint(fuse("--align", "auto"))
     assert not (folder / "fused.png").exists()
+
+
+@pytest.fixture
+def sensors(folder):
+    """small.png, half the resolution and the middle of the field of large.png."""
+    spots = cv2.GaussianBlur(np.random.default_rng(3).random((140, 180)), (0, 0), 3)
+    large = np.clip(0.5 + 0.12 * (spots - spots.mean()) / spots.std(), 0, 1)
+    images.write(folder / "large.png", large)
+    images.write(folder / "small.png", cv2.resize(1 - large[14:-14, 18:-18], None, fx=0.5, fy=0.5))
+    return folder
+
+
+def test_sensors_of_two_sizes_are_fused_in_the_frame_of_the_larger(fuse, sensors):
+    code, out, err = fuse("--json", sources=("small.png", "large.png"))
+    done = json.loads(out)
+    assert code == 0 and not err and done["size"] == [180, 140]
+    where, frame = done["registrations"]
+    assert frame is None and where["moving_size"] == [72, 56]
+    np.testing.assert_allclose(where["matrix"][0], (0.5, 0, -9.25), atol=0.5)
+    assert "field of view" in done["findings"][0]
+
+
+def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
+    pair = [sensors / name for name in ("small.png", "large.png")]
+    rig, aligned = sensors / "rig.json", sensors / "aligned.png"
+    assert ddfm_("register", *pair, "--save", rig, "--write-aligned", aligned)[0] == 0
+    assert images.read(aligned).pixels.shape == (140, 180)
+    _, _, err = fuse("--rig", rig, "--crop", sources=("small.png", "large.png"))
+    height, width = images.read(sensors / "fused.png").pixels.shape
+    assert "rig.json" in err and abs(height - 112) < 4 and abs(width - 144) < 4
+    assert "not for" in complaint(fuse("--rig", rig, "--overwrite", sources=("large.png", "large.png")))
+    assert "exists already" in complaint(ddfm_("register", *pair, "--save", rig))
+
+
+def test_assumed_aligned_is_resized_and_said(fuse, sensors):
+    code, _, err = fuse("--assume-aligned", "--frame", "first", sources=("small.png", "large.png"))
+    assert code == 0 and "resized from 180x140 to 72x56" in err
+    assert "leave one" in complaint(fuse("--assume-aligned", "--align", "dense", "--overwrite"))
+    assert "--align is" in complaint(fuse("--align", "yes", "--overwrite"))
+
+
+def test_quiet_says_nothing(fuse):
+    assert fuse("--quiet") == (0, "", "")
+    _, out, err = fuse("--verbose", "--overwrite")
+    assert "fused.png: 46x33" in out and "FusionSettings" in err
 
 
 def test_normalise_lifts_dark_images_and_raw_counts_are_lifted_by_themselves(fuse, folder):
@@ -454,7 +499,7 @@ def test_volumes_that_do_not_fit_are_refused_before_the_work(fuse, volumes, monk
 
 
 def test_volumes_are_not_aligned(fuse, volumes):
-    assert "only images" in complaint(fuse("--align", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
+    assert "only images" in complaint(fuse("--align", "auto", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
 
 
 @pytest.mark.parametrize("where", ["ddfm.io.nifti.encode", "ddfm.io.images.os.replace"])

@@ -1,7 +1,11 @@
 """The command line. Thin: every option is a parameter of a function elsewhere."""
 
+import contextlib
 import dataclasses
+import json as jsons
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,20 +18,29 @@ from ddfm import __version__
 from ddfm.errors import InputError, out_of_memory
 from ddfm.options import (
     INPUT,
+    Aligning,
     Anonymise,
     AnyPatient,
+    Assume,
+    Crop,
     Depth,
     Device,
     Frame,
+    JsonObject,
     Output,
     Overwrite,
     Prior,
+    Quiet,
+    Rig,
     Rigid,
     ValueRange,
+    Verbose,
     Window,
+    align_from,
     depth_from,
     frame_from,
     range_from,
+    rig_from,
     window_from,
     with_settings,
 )
@@ -52,9 +65,6 @@ prior_app = typer.Typer(
 app.add_typer(prior_app, name="prior")
 out, err = Console(), Console(stderr=True)
 
-Align = Annotated[
-    bool, typer.Option("--align", help="Estimate and undo a misalignment of the others.", rich_help_panel=INPUT)
-]
 Normalise = Annotated[bool, typer.Option(help="Stretch raw counts (14 bit thermal) robustly.", rich_help_panel=INPUT)]
 Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
 Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source images; once for each sensor.")]
@@ -63,6 +73,7 @@ Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs,
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything here.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report here.")]
+EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 PerImage = Annotated[bool, typer.Option("--per-image", help="A row an image too.")]
 
 
@@ -130,49 +141,80 @@ def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
 
 
 def _run(pipe: "DDFMPipeline", scene: "Scene", settings: FusionSettings, label: str) -> Any:
-    """One fusion with a progress bar, tile by tile, over evaluations of the network or slices; the result."""
-    with _progress() as bar:
-        task = bar.add_task(label, total=None)
-        return scene.fuse(pipe, settings, lambda done, total: bar.update(task, completed=done, total=total))
+    """One fusion with its progress, tile by tile, over evaluations of the network or slices; the result."""
+    with _reported(label) as progress:
+        return scene.fuse(pipe, settings, progress)
+
+
+@contextlib.contextmanager
+def _reported(label: str) -> Iterator[Callable[[float, int], None]]:
+    """A progress bar; without a terminal a line every few seconds, for logs."""
+    if err.is_terminal:
+        with _progress() as bar:
+            task = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    last = time.monotonic()
+
+    def line(done: float, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > EVERY:
+            last = time.monotonic()
+            err.print(f"{label}: {done:.0f} of {total}", highlight=False)
+
+    yield line
 
 
 @app.command()
 @with_settings
 def fuse(
-    sources: Annotated[list[Path], typer.Argument(help="Registered images or volumes: INFRARED VISIBLE, MRI PET ...")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Images or volumes of one scene: INFRARED VISIBLE, MRI PET ...")
+    ],
     output: Output,
     settings: FusionSettings,
     prior: Prior = "embedded",
     device: Device = None,
     depth: Depth = "same",
-    align: Align = False,
+    align: Aligning = None,
+    assume_aligned: Assume = False,
+    rig: Rig = None,
+    crop: Crop = False,
     normalise: Normalise = False,
     value_range: ValueRange = None,
-    frame: Frame = "first",
+    frame: Frame = "auto",
     window: Window = None,
     rigid: Rigid = False,
     allow_different_patients: AnyPatient = False,
     anonymise: Anonymise = False,
     overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    json: JsonObject = False,
 ) -> None:
-    """Fuse registered images of one scene, or volumes slice by slice, into one.
+    """Fuse images of one scene, of any sizes, or volumes slice by slice, into one.
 
     Examples: ddfm fuse thermal.png photo.jpg -o fused.png
+
+    ddfm fuse thermal.png photo.jpg --rig rig.json -o fused.png
 
     ddfm fuse MRI_FOLDER pet.nii.gz --frame first -o fused.nii.gz
     """
     from ddfm.io.outputs import Outputs
     from ddfm.runs.scene import Scene
 
-    bits = depth_from(depth)
-    Outputs([*sources, prior], overwrite).claim(output)
+    start, bits = time.perf_counter(), depth_from(depth)
+    err.quiet = quiet or json
+    Outputs([*sources, prior, *([rig] if rig else [])], overwrite).claim(output)
     with err.status("reading the sources"):
         scene = Scene.read(
             sources,
             normalise,
-            align,
+            align_from(align, assume_aligned),
             value_range=range_from(value_range),
             frame=frame_from(frame),
+            rig=rig_from(rig),
+            crop=crop,
             window=window_from(window),
             rigid=rigid,
             allow_different_patients=allow_different_patients,
@@ -180,9 +222,78 @@ def fuse(
         scene.check_target(output, bits, settings.colour, anonymise)
     for finding in scene.findings:
         err.print(_plain(finding), highlight=False, soft_wrap=True)
-    fused = _run(_pipeline(prior, device), scene, settings, "fusing")
+    pipe = _pipeline(prior, device)
+    if verbose:
+        err.print(_plain(f"{settings}, prior {prior} on {pipe.device}"), highlight=False, soft_wrap=True)
+    fused = _run(pipe, scene, settings, "fusing")
     scene.write(output, fused, bits, anonymise)
-    out.print(_plain(output), highlight=False, soft_wrap=True)
+    height, width = fused.shape[1:] if scene.is_volume else fused.shape[:2]
+    done = {
+        "output": str(output),
+        "size": [width, height, *([len(fused)] if scene.is_volume else [])],
+        "seconds": round(time.perf_counter() - start, 2),
+        "findings": scene.findings,
+        "registrations": [found and found.as_dict() for found in scene.registrations],
+        "settings": settings.as_dict(),
+    }
+    if json:
+        print(jsons.dumps(done))
+    elif not quiet:
+        size = "x".join(map(str, done["size"]))
+        out.print(_plain(f"{output}: {size}, {done['seconds']:.1f} s"), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def register(
+    moving: Annotated[Path, typer.Argument(help="One image.")],
+    fixed: Annotated[Path, typer.Argument(help="Another of the same scene, of any size.")],
+    save: Annotated[Path | None, typer.Option("--save", help="Write the calibration here, for --rig.")] = None,
+    write_aligned: Annotated[
+        Path | None, typer.Option("--write-aligned", help="Write the image that is not the frame here, in the frame.")
+    ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="Add a smooth displacement to the affine map.")] = False,
+    frame: Frame = "auto",
+    overwrite: Overwrite = False,
+    json: JsonObject = False,
+) -> None:
+    """Find where one image lies in the frame of another; exit code 1 if the finding is unsure.
+
+    Examples: ddfm register thermal.png photo.jpg --save rig.json
+
+    ddfm register thermal.png photo.jpg --write-aligned thermal_in_photo.png
+    """
+
+    from ddfm.io import images
+    from ddfm.io.outputs import Outputs
+    from ddfm.registration import frame_of
+    from ddfm.registration import register as run_register
+
+    outputs = Outputs([moving, fixed], overwrite)
+    for path in (save, write_aligned):
+        if path is not None:
+            outputs.claim(path)
+    pair = [images.read(path) for path in (moving, fixed)]
+    chosen = frame_from(frame)
+    chosen = frame_of(pair, None) if chosen is None else chosen
+    if chosen > 1:
+        raise InputError("--frame is first or second: two images are registered.")
+    source, target = pair[1 - chosen], pair[chosen]
+    with err.status("registering"):
+        found = run_register(source.pixels, target.pixels, dense)
+    if json:
+        print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
+    else:
+        out.print(
+            _plain(f"{source.path} in the frame of {target.path}: {found.sentence}"), highlight=False, soft_wrap=True
+        )
+        for row in found.matrix:
+            out.print("  ".join(f"{value:12.6f}" for value in row), highlight=False)
+    if not found.confident:
+        raise typer.Exit(1)
+    if save is not None:
+        found.save(save)
+    if write_aligned is not None:
+        images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
 
 
 @app.command()
@@ -203,7 +314,10 @@ def batch(
         list[str], typer.Option(help="A name for each sensor: '{id}_T.jpg' '{id}_V.jpg'.", rich_help_panel=INPUT)
     ] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the pairs and what would happen.")] = False,
-    align: Align = False,
+    align: Aligning = None,
+    assume_aligned: Assume = False,
+    rig: Rig = None,
+    crop: Crop = False,
     normalise: Normalise = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -231,7 +345,9 @@ def batch(
             depth=bits,
             format=format,
             normalise=normalise,
-            align=align,
+            align=align_from(align, assume_aligned),
+            rig=rig_from(rig),
+            crop=crop,
             overwrite=overwrite,
             dry_run=dry_run,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -22,11 +22,33 @@ Output = Annotated[Path, _option("Where the result goes.", OUTPUT, "--output", "
 Overwrite = Annotated[bool, _option("Replace files that this command did not make; never a source.", OUTPUT)]
 Depth = Annotated[str, _option("Bits per channel: same (as the deepest source), 8 or 16.", OUTPUT)]
 Quiet = Annotated[bool, _option("Print nothing but errors.", OUTPUT, "--quiet", "-q")]
-Json = Annotated[bool, _option("Print one JSON object on standard output, for machines.", OUTPUT, "--json")]
+Verbose = Annotated[bool, _option("Also print the settings, the prior and the device.", OUTPUT, "--verbose", "-v")]
+JsonObject = Annotated[bool, _option("Print one JSON object on standard output, for machines.", OUTPUT, "--json")]
 Prior = Annotated[str, _option("embedded, openai-256, a .pt file, a diffusers folder or a hub id.", METHOD)]
 Device = Annotated[str | None, _option("cpu, cuda, ...; by default CUDA where there is one.", PERFORMANCE)]
 
-Frame = Annotated[str, _option("Whose grid the result has: first, second or a number from 1.", INPUT)]
+Frame = Annotated[
+    str,
+    _option(
+        "Whose grid the result has: first, second, a number from 1, or auto (the image with most pixels, the first volume).",
+        INPUT,
+    ),
+]
+Aligning = Annotated[
+    str | None,
+    _option(
+        "auto (estimate where the others lie), dense (and a smooth displacement), force (even if unsure) or skip (take all "
+        "as one field of view). (Default: auto for images of different sizes.)",
+        INPUT,
+        "--align",
+    ),
+]
+Assume = Annotated[
+    bool,
+    _option("All show the same field of view: resize, estimate nothing (--align skip).", INPUT, "--assume-aligned"),
+]
+Rig = Annotated[Path | None, _option("A calibration that `ddfm register --save` wrote, instead of estimating.", INPUT)]
+Crop = Annotated[bool, _option("Keep only what all sources cover.", INPUT, "--crop")]
 Window = Annotated[
     str | None, _option('Of CT, in Hounsfield units: brain, bone, lung, soft-tissue or "LOW HIGH".', INPUT)
 ]
@@ -101,13 +123,31 @@ def depth_from(text: str) -> Any:
     return text if text == "same" else int(text)
 
 
-def frame_from(text: str) -> int:
-    """The index of the source that gives the frame, from 0. Raises InputError."""
-    words = {"first": 0, "second": 1}
+def align_from(text: str | None, assume: bool = False) -> Any:
+    """How to align, "skip" if the sources are assumed to be. Raises InputError."""
+    if text not in (None, "auto", "dense", "force", "skip"):
+        raise InputError(f"--align is auto, dense, force or skip, not {text[:80]}.")
+    if assume and text not in (None, "skip"):
+        raise InputError(f"--assume-aligned estimates nothing and --align {text} does; leave one of them away.")
+    return "skip" if assume else text
+
+
+def rig_from(path: Path | None) -> Any:
+    """The registration in a rig file. Raises InputError."""
+    if path is None:
+        return None
+    from ddfm.registration import Registration
+
+    return Registration.load(path)
+
+
+def frame_from(text: str) -> int | None:
+    """The index of the source that gives the frame, from 0; None for auto. Raises InputError."""
+    words = {"auto": None, "first": 0, "second": 1}
     if text in words:
         return words[text]
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 99):
-        raise InputError(f"--frame is first, second or the number of a source from 1, not {text[:80]}.")
+        raise InputError(f"--frame is auto, first, second or the number of a source from 1, not {text[:80]}.")
     return int(text[:3]) - 1
 
 

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from ddfm.registration import register
+from ddfm.registration.transform import corner_distance
 
 
 def shapes(seed, moved=(0, 0)):
@@ -32,3 +33,27 @@ def test_another_resolution_is_brought_into_the_frame():
     assert found.warp(moving).shape == found.coverage.shape == found.map.shape[:2] == fixed.shape
     x, y = found.map[80, 100]
     np.testing.assert_allclose(((x + 0.5) * 2 - 0.5, (y + 0.5) * 2 - 0.5), (106, 75), atol=1.5)
+
+
+def test_a_narrower_field_of_view_is_found():
+    fixed, full = shapes(3), shapes(2)
+    truth = np.array([[0.6, 0, -15.0], [0, 0.6, -8], [0, 0, 1]])  # 0.6 of the pixels, from (25, 13) on
+    moving = cv2.warpAffine(full, truth[:2], (96, 78), flags=cv2.INTER_AREA)
+    found = register(moving, fixed)
+    assert found.confident and "field of view" in found.sentence
+    assert corner_distance(truth, found.matrix, fixed.shape) < 1.5
+    assert found.coverage[0, 0] == 0 and found.coverage[80, 100] == 1
+
+
+def test_two_scenes_are_not_believed():
+    other = shapes(4)[::-1, ::-1]
+    found = register(np.ascontiguousarray(other), shapes(3))
+    assert not found.confident and "could not be aligned" in found.sentence
+
+
+def test_stretch_and_shear_are_found():
+    truth = np.array([[1.02, 0.03, -3.0], [-0.01, 0.97, 4], [0, 0, 1]])
+    fixed = shapes(3)
+    moving = cv2.warpAffine(shapes(2), truth[:2], fixed.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+    found = register(moving, fixed)
+    assert found.confident and corner_distance(truth, found.matrix, fixed.shape) < 1.5

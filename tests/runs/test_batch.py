@@ -12,7 +12,6 @@ import shutil
 import signal
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +23,7 @@ import ddfm.runs.batch
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
+from ddfm.registration import from_matrix
 from ddfm.runs.batch import MANIFEST, batch, image_generator
 from ddfm.runs.manifest import Manifest
 from ddfm.runs.scene import Scene
@@ -297,15 +297,15 @@ def test_geometry_comes_from_the_source_that_has_it(prior, tmp_path):
 
 
 def test_sources_are_aligned_where_asked(scenes, prior, tmp_path, monkeypatch):
-    def unsure(moving, fixed):
-        if fixed.shape == (17, 41):
-            raise InputError("The images cannot be aligned with confidence.")
-        return SimpleNamespace(sentence="It was off.")
+    def unsure(moving, fixed, dense):
+        moved = from_matrix(np.array([[1, 0, 5.0], [0, 1, 0]]), moving.shape, fixed.shape, "It was off.")
+        return replace(moved, confident=fixed.shape[:2] != (17, 41))
 
-    monkeypatch.setattr("ddfm.registration.affine.align", unsure)
-    monkeypatch.setattr("ddfm.registration.affine.warp", lambda moving, alignment: np.zeros_like(moving))
+    monkeypatch.setattr("ddfm.registration.frame.register", unsure)
     result = batch(scenes, tmp_path / "out", prior=prior, align=True, **QUICK)
-    assert result.failed == {"b": "The images cannot be aligned with confidence."}
+    assert list(result.failed) == ["b"] and "--align force" in result.failed["b"]
+    line = next(x for x in map(json.loads, result.manifest.read_text().splitlines()) if x.get("name") == "a")
+    assert line["registrations"][0] is None and line["registrations"][1]["matrix"][0] == [1, 0, 5]
     batch(scenes, tmp_path / "plain", prior=prior, **QUICK)
     assert (tmp_path / "out" / "a.png").read_bytes() != (tmp_path / "plain" / "a.png").read_bytes()
 

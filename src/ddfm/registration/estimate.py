@@ -1,4 +1,10 @@
-"""Registration of two images of different kind by what they show."""
+"""Registration of two images of different kind by what they show.
+
+Contours first: a search over scales, turns and shifts on thumbnails, Gauss-Newton steps coarse to fine from the best
+places, and the best of these. It is believed if either half of the image, started elsewhere, finds the same place, and
+no other place fits nearly as well. Where there are too few contours in common (a PET beside an MRI), the mutual
+information of images of one field of view decides instead, and again two halves must agree.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +14,35 @@ import numpy as np
 
 from ddfm.colour import luma
 from ddfm.errors import InputError
-from ddfm.registration.affine import align
-from ddfm.registration.transform import Registration, from_matrix, resize
+from ddfm.registration import affine
+from ddfm.registration.features import Masked, valid_area
+from ddfm.registration.refine import Pair
+from ddfm.registration.search import candidates
+from ddfm.registration.transform import Registration, corner_distance, from_matrix, resize, scale_of
 
 SMALLEST = 32  # pixels a side
 ALIGNED = 1.0  # pixels of fixed: what is displaced by no more is left as it is
+LEVELS = {192: 4, 320: 3}  # longest side in pixels: how many candidates are refined there
+FINEST = 512  # pixels of the longest side
+ASIDE = 6.0  # pixels of the last level at which either half starts: from there it must come back by itself
+AGREEMENT = 0.012  # of the longest side: so far apart may the halves lay a corner
+RIVAL = 0.93  # of the best score: another place that fits so well is one too many
+ELSEWHERE = 0.03  # of the longest side: what differs by more is another place
+AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
 
 
-def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = True) -> Registration:
+def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Registration:
     """Find where moving lies in the frame of fixed: both (H, W) or (H, W, 3), uint8 or float in [0, 1], any sizes.
 
-    Taken to show about the same field of view: found are shifts up to 5 % of the image, a few degrees, a few percent
-    of scale. A confident finding that is within a pixel, or within its own uncertainty, of none counts as aligned.
+    Found are fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller image
+    inside the other, and turns of up to some six degrees; of images with few contours in common (PET beside MRI) only
+    what a hurried registration leaves: shifts of 5 % of the image, a few degrees, a few percent of scale. A
+    confident finding that is within a pixel, or within its own uncertainty, of none counts as aligned.
 
     Args:
         moving: The image to be brought into the frame.
         fixed: The image whose pixels are the frame.
-        dense: Accepted for what is to come; the map is affine either way.
+        dense: Add a smooth displacement to the affine map, for parallax and distortion.
 
     Raises InputError if an image has a side below 32 pixels or above 32767.
     """
@@ -33,10 +51,78 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = True) -> Regis
         raise InputError(f"Images of {sizes} pixels cannot be aligned; each side needs at least {SMALLEST}.")
     resized = resize(moving.shape, fixed.shape)
     pair = [luma(image / np.float32(255) if image.dtype == np.uint8 else image) for image in (moving, fixed)]
-    found = align(resized.warp(pair[0]), pair[1])
-    if found.confident and found.shift_px <= max(ALIGNED, found.spread_px):
-        sentence = f"The images are already aligned, within {max(ALIGNED, found.spread_px):.1f} pixels."
-        return replace(resized, residual_px=found.spread_px, sentence=sentence)
+    found = by_contours(*pair)
+    if not found.confident and _similar_shapes(moving.shape, fixed.shape):
+        other = by_information(*pair)
+        found = other if other.confident else found
+    distance = corner_distance(resized.matrix, found.matrix, fixed.shape)
+    if found.confident and distance <= max(ALIGNED, found.residual_px):
+        sentence = f"The images are already aligned, within {max(ALIGNED, found.residual_px):.1f} pixels."
+        return replace(resized, residual_px=found.residual_px, sentence=sentence)
+    return found
+
+
+def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Registration:
+    """`register` of two lumas (H, W) float in [0, 1] by their contours."""
+    pair: tuple[Masked, Masked] = (moving, valid_area(moving)), (fixed, valid_area(fixed))
+    shape, size = fixed.shape, max(fixed.shape)
+    places = candidates(*pair)
+    for side, n in LEVELS.items():
+        levels = [Pair(*pair, side, scale_of(matrix)) for matrix in places[:n]]
+        places = [level.refined(matrix, 4) for level, matrix in zip(levels, places, strict=False)]
+        scored = [(level.score(matrix), k) for k, (level, matrix) in enumerate(zip(levels, places, strict=True))]
+        order = [k for _, k in sorted(scored, reverse=True)]
+        places, levels, scores = ([x[k] for k in order] for x in (places, levels, [score for score, _ in scored]))
+    best, level = places[0], levels[0]
+    rivals = [s for s, m in zip(scores, places, strict=True) if corner_distance(best, m, shape) > ELSEWHERE * size]
+    alone = not rivals or max(rivals) < RIVAL * scores[0]
+    spread = _disagreement(level, best, shape)
+    finest = Pair(*pair, FINEST, scale_of(best))
+    matrix = finest.refined(best, 4)
+    stretched = finest.refined(matrix, 6)
+    if finest.score(stretched) > (1 + AFFINE_GAIN) * finest.score(matrix):
+        matrix = stretched
+    confident = alone and spread <= max(2.0, AGREEMENT * size) and scores[0] > 0
+    return _registration(matrix, moving.shape, shape, spread, confident)
+
+
+def by_information(moving: np.ndarray, fixed: np.ndarray) -> Registration:
+    """`register` of two lumas (H, W) float in [0, 1] of about one field of view, by `affine.align`."""
+    resized = resize(moving.shape, fixed.shape)
+    found = affine.align(resized.warp(moving), fixed)
     matrix = resized.matrix @ np.vstack([found.matrix, [0, 0, 1]])
-    known = from_matrix(matrix, moving.shape, fixed.shape, found.sentence)
-    return replace(known, residual_px=found.spread_px, confident=found.confident)
+    return _registration(matrix, moving.shape, fixed.shape, found.spread_px, found.confident)
+
+
+def _disagreement(level: Pair, matrix: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far apart, at a corner, two halves of the image lay it that start on either side of `matrix`."""
+    aside = ASIDE * max(shape) / max(LEVELS) / np.sqrt(2)
+    halves = []
+    for half, way in enumerate((aside, -aside)):
+        start = matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
+        halves.append(level.refined(start, 4, half))
+    return corner_distance(*halves, shape)
+
+
+def _similar_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two images can show the same field of view: their sides' ratios differ by less than 10 %."""
+    return abs(np.log(one[0] * other[1] / (one[1] * other[0]))) < 0.1
+
+
+def _registration(
+    matrix: np.ndarray, moving_shape: tuple[int, ...], shape: tuple[int, ...], spread: float, confident: bool
+) -> Registration:
+    """spread: between halves of the image, each of which is twice as uncertain, squared, as the whole."""
+    resized = resize(moving_shape, shape)
+    distance, view = corner_distance(resized.matrix, matrix, shape), scale_of(resized.matrix) / scale_of(matrix)
+    if not confident:
+        sentence = (
+            f"The images could not be aligned with confidence (two halves of them disagree by {spread:.0f} pixels, the "
+            f"shift found is {distance:.0f}); align them by other means, fuse them as they are, or insist."
+        )
+    elif abs(np.log(view)) > 0.1:
+        sentence = f"The image covers {view:.2f} times the frame's field of view, found within {spread / 2:.1f} pixels."
+    else:
+        sentence = f"The image was off by up to {distance:.1f} pixels (give or take {spread / 2:.1f})."
+    known = from_matrix(matrix, moving_shape, shape, sentence)
+    return replace(known, residual_px=spread / 2, confident=confident)

@@ -59,18 +59,23 @@ class Registration:
         return found if self.displacement is None else found + self.displacement
 
     @cached_property
+    def inside(self) -> np.ndarray:
+        """(H, W) bool: where moving has data, to a pixel beyond its border."""
+        height, width = self.moving_shape
+        x, y = self.map[..., 0], self.map[..., 1]
+        low, high = -0.5 - OVERHANG, OVERHANG - 0.5
+        found: np.ndarray = (x >= low) & (y >= low) & (x <= width + high) & (y <= height + high)
+        return found
+
+    @cached_property
     def coverage(self) -> np.ndarray:
         """(H, W) float32 in [0, 1]: 0 where moving has no data, 1 well inside it, smooth between.
 
         Only the border of the moving image counts, not that of the frame: of an image that fills the frame it is 1.
         """
-        height, width = self.moving_shape
-        x, y = self.map[..., 0], self.map[..., 1]
-        low, high = -0.5 - OVERHANG, OVERHANG - 0.5
-        inside = (x >= low) & (y >= low) & (x <= width + high) & (y <= height + high)
-        if inside.all():
+        if self.inside.all():
             return np.ones(self.fixed_shape, np.float32)
-        depth = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        depth = cv2.distanceTransform(self.inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         feather = max(8.0, FEATHER * min(self.fixed_shape))
         ramp = np.clip((depth - 1) / feather, 0, 1)
         return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
@@ -110,18 +115,22 @@ class Registration:
         np.clip(warped, low, high, out=warped)
         return np.rint(warped).astype(np.uint8) if moving.dtype == np.uint8 else warped
 
+    def as_dict(self) -> dict[str, Any]:
+        """The affine part, for JSON: matrix, fixed_size and moving_size (width, height), residual_px, confident."""
+        return {
+            "matrix": [[float(v) for v in row] for row in self.matrix],
+            "fixed_size": list(self.fixed_shape[::-1]),
+            "moving_size": list(self.moving_shape[::-1]),
+            "residual_px": float(self.residual_px),
+            "confident": bool(self.confident),
+        }
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rig calibration: JSON with the matrix and both sizes (what is dense belongs to one scene only).
 
         Raises InputError if `path` cannot be written.
         """
-        rig = {
-            "ddfm_rig": VERSION,
-            "matrix": [[float(v) for v in row] for row in self.matrix],
-            "fixed_size": list(self.fixed_shape[::-1]),
-            "moving_size": list(self.moving_shape[::-1]),
-            "residual_px": float(self.residual_px),
-        }
+        rig = {"ddfm_rig": VERSION} | self.as_dict()
         try:
             Path(path).write_text(json.dumps(rig, indent=1) + "\n", encoding="utf-8")
         except (OSError, ValueError) as error:
@@ -179,6 +188,18 @@ def resize(moving_shape: tuple[int, ...], fixed_shape: tuple[int, ...]) -> Regis
 def identity(shape: tuple[int, ...]) -> Registration:
     """Two images of one size that lie on each other."""
     return from_matrix(np.eye(3), shape, shape, "The images are taken as aligned.")
+
+
+def corner_distance(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """How far apart two (3, 3) affine matrices, fixed to moving, lay a corner of the frame at most, in its pixels."""
+    height, width = shape[:2]
+    corners = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
+    return float(np.linalg.norm((np.linalg.inv(one) @ other @ corners - corners)[:2], axis=0).max())
+
+
+def scale_of(matrix: np.ndarray) -> float:
+    """Pixels of moving per pixel of fixed, of a (3, 3) affine matrix: the geometric mean of both directions."""
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
 def _parsed(rig: dict[str, Any], sentence: str) -> Registration:

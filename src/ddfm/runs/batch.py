@@ -24,6 +24,7 @@ from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of
 from ddfm.prior import Progress
+from ddfm.registration import Align, Registration
 from ddfm.runs.manifest import Manifest, is_manifest, sha256
 from ddfm.runs.plan import Pair, Pairs, plan
 from ddfm.runs.scene import Depth, Scene, fuse_images
@@ -93,7 +94,9 @@ def batch(
     depth: Depth = "same",
     format: str = "png",
     normalise: bool = False,
-    align: bool = False,
+    align: Align | bool | None = None,
+    rig: Registration | None = None,
+    crop: bool = False,
     progress: Progress | None = None,
     **changes: Any,
 ) -> BatchResult:
@@ -122,7 +125,7 @@ def batch(
         depth: Bits of the results: "same" (16 if a source has more than 8 and the format holds them), 8, 16 or 32.
         format: Extension of the results, as in `images.write`.
         normalise: As in `Scene.read`.
-        align: As in `Scene.read`.
+        align, rig, crop: As in `Scene.read`.
         progress: Called with (images done, images in all) while the network works; done may be fractional.
 
     Raises:
@@ -140,12 +143,14 @@ def batch(
 
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
-    options = {"depth": depth, "format": suffix, "normalise": normalise, "align": align}
+    options = {"depth": depth, "format": suffix, "normalise": normalise, "align": align or None, "crop": crop}
+    options |= {"rig": rig and rig.as_dict()}
     recorded = _recorded(pipe, settings) | {"prior": str(prior)} | options
     result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
     with Manifest(result.manifest, recorded, resume) as manifest:
         together = batch_size or (1 if pipe.device.type == "cpu" else 8)
-        run = _Run(manifest, result, depth, normalise, align, overwrite, together)
+        reading = {"normalise": normalise, "align": align, "rig": rig, "crop": crop}
+        run = _Run(manifest, result, depth, reading, overwrite, together)
         if dry_run:
             run.rehearse(progress)
         else:
@@ -193,8 +198,7 @@ class _Run:
     manifest: Manifest
     result: BatchResult
     depth: Depth
-    normalise: bool
-    align: bool
+    reading: dict[str, Any]  # arguments of Scene.read
     overwrite: bool
     together: int
 
@@ -312,7 +316,7 @@ class _Run:
         return _Job(pair, hashes, [] if scene.is_volume else kind, output, complete=False, scene=scene)
 
     def read(self, pair: Pair) -> Scene:
-        return Scene.read(pair.sources, self.normalise, self.align)
+        return Scene.read(pair.sources, **self.reading)
 
     def groups(self, jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
         """Jobs of one kind, up to `together`, those of groups that have anything to do; all read."""
@@ -359,8 +363,14 @@ class _Run:
                 kind=job.kind,
                 seconds=round(seconds, 3),
                 findings=self.result.findings.get(job.pair.name, []),
+                **_registered(job.scene),
             )
             self.result.fused.append(job.output)
+
+
+def _registered(scene: Scene) -> dict[str, Any]:
+    """For the manifest: where each source lay in the frame, if any was moved."""
+    return {"registrations": [x and x.as_dict() for x in scene.registrations]} if scene.registrations else {}
 
 
 def _existing(folder: Path) -> Path:

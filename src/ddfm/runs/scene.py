@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ddfm.io.volume import Window
     from ddfm.pipeline import DDFMPipeline
     from ddfm.prior import Progress
+    from ddfm.registration import Align, Registration
 
 Depth = int | Literal["same"]
 
@@ -42,22 +43,27 @@ class Scene:
     Attributes:
         sources: All images, pixels (H, W) or (H, W, 3), or all volumes, (S, H, W).
         findings: A sentence for each thing that was assumed or done in reading, resampling and aligning.
-        frame: Which source's grid volumes lie on; its unit is the result's where the format allows.
+        frame: Which source's grid all lie on; of volumes its unit is the result's where the format allows.
+        registrations: Where each source lay in the frame; None of the frame itself, of what was taken to lie on it, and
+            of volumes. Empty if nothing was registered.
     """
 
     sources: list[Image]
     findings: list[str] = field(default_factory=list)
     frame: int = 0
+    registrations: list[Registration | None] = field(default_factory=list)
 
     @classmethod
     def read(
         cls,
         paths: Sequence[str | os.PathLike[str]],
         normalise: bool = False,
-        align: bool = False,
+        align: Align | bool | None = None,
         *,
         value_range: Range | None = None,
-        frame: int = 0,
+        frame: int | None = None,
+        rig: Registration | None = None,
+        crop: bool = False,
         window: Window | None = None,
         rigid: bool = False,
         allow_different_patients: bool = False,
@@ -65,14 +71,15 @@ class Scene:
         """Read a scene's sources; normalise as in `images.read`, for a volume over all slices.
 
         value_range: the values, in the files' own unit, that become 0 and 1, as in `images.read`.
-        align: estimate an affine misalignment of the second and further images and undo it, see `align.align`.
-        frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by their own world
-            coordinates or after a rigid registration, see `registration.volumes.to_frame`.
+        align, rig, crop: images are brought into the frame of `sources[frame]`, by default the one with most pixels,
+            see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto".
+        frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by default the first, by
+            their own world coordinates or after a rigid registration, see `registration.volumes.to_frame`.
         window: of CT sources, "brain", "bone", "lung", "soft-tissue" or (low, high) in Hounsfield units.
 
         Raises:
-            InputError: fewer than two files, one that cannot be read, sizes that differ or are below 16x16, a volume
-                beside an image, volumes of different patients or that do not overlap, what cannot be aligned.
+            InputError: fewer than two files, one that cannot be read, sizes below 16x16, a volume beside an image,
+                volumes of different patients or that do not overlap, what cannot be aligned with confidence.
         """
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
@@ -83,12 +90,17 @@ class Scene:
             from ddfm.registration import volumes
 
             findings += volumes.check_patients(sources, allow_different_patients)
-            sources, said = volumes.to_frame(sources, frame, rigid)
+            sources, said = volumes.to_frame(sources, frame or 0, rigid)
             findings += said
-        _check_options(sources, medical, frame, window, rigid)
-        scene = cls(sources, findings, frame)
+        _check_options(sources, medical, frame or 0, window, rigid)
+        scene = cls(sources, findings, frame or 0)
+        scene._check_kinds()
+        if not scene.is_volume:
+            scene = scene._in_frame(frame, "auto" if align is True else align or None, rig, crop)
+        elif align or rig or crop:
+            raise InputError(f"{_name(sources[0])} is a volume; only images are aligned, volumes with --rigid.")
         scene._check_sizes()
-        return scene._aligned() if align else scene
+        return scene
 
     @property
     def is_volume(self) -> bool:
@@ -174,9 +186,7 @@ class Scene:
         else:
             images.write(path, fused, self.bits(path, depth), self.like(path))
 
-    def _check_sizes(self) -> None:
-        from ddfm.pipeline import SMALLEST  # late: it brings torch, which bad files need not wait for
-
+    def _check_kinds(self) -> None:
         first = self.sources[0]
         for source in self.sources:
             if source.is_volume != first.is_volume:
@@ -184,6 +194,12 @@ class Scene:
                     f"{_name(source)} is {_kind(source)} but {_name(first)} is {_kind(first)}; fuse images with "
                     "images and volumes with volumes."
                 )
+
+    def _check_sizes(self) -> None:
+        from ddfm.pipeline import SMALLEST  # late: it brings torch, which bad files need not wait for
+
+        first = self.sources[0]
+        for source in self.sources:
             if _size(source) != _size(first):
                 raise InputError(
                     f"{_name(source)} is {_size(source)} but {_name(first)} is {_size(first)}; register them to one "
@@ -192,17 +208,16 @@ class Scene:
         if min(_shape(first)[:2]) < SMALLEST:
             raise InputError(f"{_name(first)} is {_size(first)}; at least {SMALLEST}x{SMALLEST} is needed.")
 
-    def _aligned(self) -> Scene:
-        from ddfm.registration.affine import align, warp
+    def _in_frame(self, frame: int | None, align: Align | None, rig: Registration | None, crop: bool) -> Scene:
+        """Images of any sizes on the grid of one of them."""
+        sizes = {source.pixels.shape[:2] for source in self.sources}
+        if len(sizes) == 1 and not (align or rig or crop):
+            return self
+        from ddfm.registration import frame_of, to_frame  # late: what is aligned need not wait for it
 
-        if self.is_volume:
-            raise InputError(f"{_name(self.sources[0])} is a volume, and only images are aligned; register it first.")
-        first, *others = self.sources
-        alignments = [align(moving.pixels, first.pixels) for moving in others]
-        warped = [  # `warp` refuses, with the same sentence, what could not be aligned
-            replace(moving, pixels=warp(moving.pixels, found)) for moving, found in zip(others, alignments, strict=True)
-        ]
-        return Scene([first, *warped], [*self.findings, *(found.sentence for found in alignments)])
+        chosen = frame_of(self.sources, rig) if frame is None else frame
+        sources, said, registrations = to_frame(self.sources, chosen, align, rig, crop)
+        return Scene(sources, [*self.findings, *said], chosen, registrations)
 
     def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
         volumes = [source.pixels for source in self.sources]

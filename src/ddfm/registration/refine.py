@@ -1,0 +1,118 @@
+"""From roughly to exactly: Gauss-Newton steps of a similarity or affine map on contours, robust and coarse to fine."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from ddfm.registration.features import Masked, contours, shrink
+from ddfm.registration.transform import resize
+
+TAU = 2.0  # squared difference of contours at which a pixel counts a quarter
+STEPS = 12
+DAMPING = 1e-3
+OVERLAP = 0.5  # of the smaller image: what lies on less of the other has no score
+BLOCKS = 8  # of the chequerboard, along the longest side
+
+Level = tuple[np.ndarray, np.ndarray]  # contours (H, W, 5), and where they are known, (H, W)
+
+
+class Pair:
+    """Both images at one scale of the fixed one; what moving has to spare in resolution is averaged away."""
+
+    def __init__(self, moving: Masked, fixed: Masked, side: int, scale: float) -> None:
+        """scale: pixels of moving per pixel of fixed, about; side: at most so many pixels of the longest side."""
+        factor = min(1.0, side / max(fixed[0].shape))
+        factors = (moving, min(1.0, factor / scale)), (fixed, factor)
+        parts = [[shrink(part, f) for part in image] for image, f in factors]
+        self.moving, self.fixed = ((contours(*part), part[1]) for part in parts)
+        self.of_moving = np.linalg.inv(resize(moving[0].shape, parts[0][0].shape).matrix)
+        self.of_fixed = np.linalg.inv(resize(fixed[0].shape, parts[1][0].shape).matrix)
+
+    def refined(self, matrix: np.ndarray, free: int = 6, half: int | None = None) -> np.ndarray:
+        """(3, 3) of full sizes, improved on this scale.
+
+        free: 4 for a similarity, 6 for an affine map. half 0 or 1: by every second block of a chequerboard alone.
+        """
+        level = self.of_moving @ matrix @ np.linalg.inv(self.of_fixed)
+        contour, known = self.fixed
+        if half is not None:
+            y, x = np.indices(known.shape) // max(8, max(known.shape) // BLOCKS)
+            known = known * ((x + y) % 2 == half)
+        level = _gauss_newton(self.moving, (contour, known), level, free)
+        return np.linalg.inv(self.of_moving) @ level @ self.of_fixed
+
+    def score(self, matrix: np.ndarray) -> float:
+        """As of the search: normalised correlation times the square root of the overlap; -1 where that is little."""
+        level = self.of_moving @ matrix @ np.linalg.inv(self.of_fixed)
+        (found, inside), (target, known) = self.moving, self.fixed
+        warped, weight = _warp(found, level, known.shape), _warp(inside, level, known.shape) * known
+        total, area = float(weight.sum()), float(known.sum())
+        if total < OVERLAP * min(area, float(inside.sum()) / max(abs(np.linalg.det(level)), 1e-9)):
+            return -1.0
+        one, two = warped.copy(), target.copy()
+        for planes in (one, two):
+            planes[..., 0] -= (planes[..., 0] * weight).sum() / total
+        cross, own, other = (
+            float(np.einsum("hwc,hwc,hw->", a, b, weight)) for a, b in ((one, two), (one, one), (two, two))
+        )
+        return cross / max(np.sqrt(own * other), 1e-9) * float(np.sqrt(total / area))
+
+
+def _warp(planes: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(planes, matrix[:2], shape[1::-1], flags=flags, borderMode=cv2.BORDER_CONSTANT)
+
+
+def _gradient(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (
+        cv2.Sobel(planes, cv2.CV_32F, 1, 0, scale=1 / 8),
+        cv2.Sobel(planes, cv2.CV_32F, 0, 1, scale=1 / 8),
+    )
+
+
+def _motions(free: int) -> np.ndarray:
+    """(free, 2, 3): displacement (x, y) by (1, u, v), for u and v the coordinates from the centre."""
+    shift = [[[1, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 0, 0]]]
+    if free == 4:
+        return np.array([*shift, [[0, 1, 0], [0, 0, 1]], [[0, 0, -1], [0, 1, 0]]], np.float64)
+    return np.array(
+        [*shift, [[0, 1, 0]] + [[0] * 3], [[0, 0, 1]] + [[0] * 3], [[0] * 3, [0, 1, 0]], [[0] * 3, [0, 0, 1]]],
+        np.float64,
+    )
+
+
+def _gauss_newton(moving: Level, fixed: Level, matrix: np.ndarray, free: int) -> np.ndarray:
+    """The matrix improved; the gradient is the mean of both images' (Benhimane and Malis 2004)."""
+    target, known = fixed
+    height, width = known.shape
+    size = max(height, width) / 2
+    motions = _motions(free)
+    y, x = np.indices((height, width), np.float32)
+    basis = np.stack([np.ones_like(x), (x - (width - 1) / 2) / size, (y - (height - 1) / 2) / size], -1).reshape(-1, 3)
+    products = np.einsum("na,nb->nab", basis, basis).reshape(-1, 9)
+    centred = np.array([[1, 0, -(width - 1) / 2], [0, 1, -(height - 1) / 2], [0, 0, size]]) / size
+    of_target = _gradient(target)
+    for _ in range(STEPS):
+        warped = _warp(moving[0], matrix, known.shape)
+        gradients = [(a + b) / 2 for a, b in zip(of_target, _gradient(warped), strict=True)]
+        difference = target - warped
+        weight = _warp(moving[1], matrix, known.shape) * known
+        weight *= (TAU / (TAU + (difference**2).sum(-1))) ** 2
+
+        def weighted(a: np.ndarray, b: np.ndarray, weight: np.ndarray = weight) -> np.ndarray:
+            return (np.einsum("hwc,hwc->hw", a, b) * weight).ravel()
+
+        gx, gy = gradients
+        xy = weighted(gx, gy) @ products
+        tensor = np.stack([weighted(gx, gx) @ products, xy, xy, weighted(gy, gy) @ products]).reshape(2, 2, 3, 3)
+        slope = np.stack([weighted(g, difference) @ basis for g in gradients])
+        normal = np.einsum("kia,ijab,ljb->kl", motions, tensor.astype(np.float64), motions)
+        normal += np.diag(np.diag(normal)) * DAMPING + 1e-6 * np.eye(free)
+        step = np.linalg.solve(normal, np.einsum("kia,ia->k", motions, slope.astype(np.float64)))
+        step *= min(1.0, 4 / max(float(np.abs(step).max()), 1e-9))
+        change = np.einsum("k,kia->ia", step, motions)
+        matrix = matrix @ (np.eye(3) + np.vstack([np.roll(change, -1, axis=1), [0, 0, 0]]) @ centred)
+        if np.abs(step).max() < 0.01:
+            break
+    return matrix

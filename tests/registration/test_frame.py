@@ -1,0 +1,70 @@
+"""Sources of any sizes on one grid: which one, faded where one of them sees less, or cropped."""
+
+import cv2
+import numpy as np
+import pytest
+
+from ddfm.errors import InputError
+from ddfm.io.images import Image
+from ddfm.registration import frame_of, from_matrix, identity, to_frame
+
+
+def scene(height=120, width=160):
+    values = np.random.default_rng(0).random((height, width)).astype(np.float32)
+    return cv2.GaussianBlur(values, (0, 0), 4) * 2 - 0.5
+
+
+NARROW = from_matrix(np.array([[0.5, 0, -20.0], [0, 0.5, -10]]), (40, 48), (120, 160))
+
+
+def test_the_frame_is_the_image_with_most_pixels_or_of_the_rigs_size():
+    small, large = Image(scene(40, 48)), Image(scene())
+    assert frame_of([small, large], None) == 1 and frame_of([large, small, large], None) == 0
+    assert frame_of([small, large], NARROW) == 1
+    with pytest.raises(InputError, match="none of the sources"):
+        frame_of([small, small], NARROW)
+
+
+def test_a_narrow_view_fades_into_what_the_frame_shows():
+    small, large = Image(scene(40, 48)), Image(scene())
+    (moved, frame), (sentence,), (place, none) = to_frame([small, large], 1, rig=NARROW)
+    assert frame is large and none is None and place is NARROW and sentence.endswith(".")
+    assert moved.pixels.shape == (120, 160) and moved.pixels.dtype == np.float32
+    full = place.coverage == 1
+    np.testing.assert_array_equal(moved.pixels[full], place.warp(small.pixels)[full])
+    outside = moved.pixels[:18, :38] - large.pixels[:18, :38]
+    assert np.ptp(outside) < 1e-5  # the frame's own structure, at another level
+
+
+def test_colour_keeps_its_channels():
+    coloured = Image(np.dstack([scene(40, 48)] * 3))
+    moved, _, _ = to_frame([coloured, Image(scene())], 1, rig=NARROW)
+    assert moved[0].pixels.shape == (120, 160, 3)
+
+
+def test_crop_keeps_what_all_see():
+    small, large = Image(scene(40, 48)), Image(scene())
+    (moved, frame), said, _ = to_frame([small, large], 1, rig=NARROW, crop=True)
+    height, width = moved.pixels.shape
+    assert frame.pixels.shape == (height, width) and 78 <= height <= 84 and 94 <= width <= 100
+    assert f"{width}x{height}" in said[-1]
+    away = from_matrix(np.array([[1, 0, 500.0], [0, 1, 0]]), (120, 160), (120, 160))
+    for crop in (True, False):
+        with pytest.raises(InputError, match="cover"):
+            to_frame([large, large], 0, rig=away, crop=crop)
+
+
+def test_what_is_asked_is_done():
+    small, large = Image(scene(40, 48)), Image(scene())
+    same, said, places = to_frame([large, large], 0)
+    assert same == [large, large] and not said and places == [None, None]
+    resized, (sentence,), _ = to_frame([small, large], 1, "skip")
+    assert resized[0].pixels.shape == (120, 160) and "same field of view" in sentence
+    with pytest.raises(InputError, match="not for"):
+        to_frame([small, large], 1, rig=identity((120, 160)))
+    with pytest.raises(InputError, match="auto, dense, force or skip"):
+        to_frame([small, large], 1, "perhaps")
+    with pytest.raises(InputError, match="--align force"):
+        to_frame([Image(scene(40, 48)[::-1].copy()), large], 1)
+    forced, _, (place, _) = to_frame([Image(scene(40, 48)[::-1].copy()), large], 1, "force")
+    assert forced[0].pixels.shape == (120, 160) and not place.confident
