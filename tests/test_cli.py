@@ -95,7 +95,7 @@ def complaint(result):
 
 def test_fuse_writes_the_picture_and_says_where(fuse, folder):
     code, out, _ = fuse()
-    assert (code, out.strip()) == (0, str(folder / "fused.png"))
+    assert code == 0 and out.startswith(f"{folder / 'fused.png'}: 46x33, ")
     assert listing(folder) == ["fused.png", "ir.png", "vis.png"]
     fused = PIL.Image.open(folder / "fused.png")
     assert fused.size == SIZE[::-1] and fused.mode == "RGB"
@@ -201,6 +201,7 @@ def test_the_bar_moves_tile_by_tile(fuse, monkeypatch):
         update(self, task, **changes)
 
     monkeypatch.setattr(Progress, "update", spy)
+    monkeypatch.setattr(type(ddfm.cli.err), "is_terminal", True)
     assert fuse("--likelihood", "paper", "--steps", 2, "--tile", 24, "--overlap", 8)[0] == 0
     np.testing.assert_allclose(seen, [(k / 6, 2) for k in range(1, 13)])  # six tiles of 33 x 46 pixels, twice
 
@@ -226,7 +227,7 @@ def test_depth_of_the_result(fuse, folder, source_bits, depth, output, bits):
 def test_odd_names_work_and_are_shown_as_they_are(fuse, folder, name):
     (folder / "ir.png").rename(folder / name)
     code, out, _ = fuse(sources=(name, "vis.png"), output=f"fused {name}")
-    assert code == 0 and out.strip() == str(folder / f"fused {name}")
+    assert code == 0 and out.startswith(f"{folder / f'fused {name}'}: 46x33, ")
     assert (folder / f"fused {name}").exists()
 
 
@@ -286,7 +287,7 @@ def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
     assert images.read(aligned).pixels.shape == (140, 180)
     _, _, err = fuse("--rig", rig, "--crop", sources=("small.png", "large.png"))
     height, width = images.read(sensors / "fused.png").pixels.shape
-    assert "rig.json" in err and abs(height - 112) < 4 and abs(width - 144) < 4
+    assert "rig.json" in err and abs(height - 112) <= 6 and abs(width - 144) <= 6
     assert "not for" in complaint(fuse("--rig", rig, "--overwrite", sources=("large.png", "large.png")))
     assert "exists already" in complaint(ddfm_("register", *pair, "--save", rig))
 
@@ -294,7 +295,7 @@ def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
 def test_assumed_aligned_is_resized_and_said(fuse, sensors):
     code, _, err = fuse("--assume-aligned", "--frame", "first", sources=("small.png", "large.png"))
     assert code == 0 and "resized from 180x140 to 72x56" in err
-    assert "leave one" in complaint(fuse("--assume-aligned", "--align", "dense", "--overwrite"))
+    assert "leave one" in complaint(fuse("--assume-aligned", "--align", "force", "--overwrite"))
     assert "--align is" in complaint(fuse("--align", "yes", "--overwrite"))
 
 
@@ -462,7 +463,7 @@ def test_volumes_are_fused_with_geometry_and_unit(fuse, volumes, prior):
 
     before = listing(volumes)
     code, out, _ = fuse("--steps", 2, "--seed", 3, sources=("mri.nii.gz", "pet.nii"), output="f.nii.gz")
-    assert (code, out.strip()) == (0, str(volumes / "f.nii.gz"))
+    assert code == 0 and out.startswith(f"{volumes / 'f.nii.gz'}: 46x33x4, ")
     assert listing(volumes) == sorted([*before, "f.nii.gz"])
     mri, fused = (nibabel.load(volumes / name) for name in ("mri.nii.gz", "f.nii.gz"))
     np.testing.assert_allclose(fused.affine, mri.affine, atol=1e-6)

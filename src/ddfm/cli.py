@@ -239,7 +239,7 @@ def fuse(
     if json:
         print(jsons.dumps(done))
     elif not quiet:
-        size = "x".join(map(str, done["size"]))
+        size = "x".join(map(str, (width, height, *([len(fused)] if scene.is_volume else []))))
         out.print(_plain(f"{output}: {size}, {done['seconds']:.1f} s"), highlight=False, soft_wrap=True)
 
 
@@ -251,7 +251,6 @@ def register(
     write_aligned: Annotated[
         Path | None, typer.Option("--write-aligned", help="Write the image that is not the frame here, in the frame.")
     ] = None,
-    dense: Annotated[bool, typer.Option("--dense", help="Add a smooth displacement to the affine map.")] = False,
     frame: Frame = "auto",
     overwrite: Overwrite = False,
     json: JsonObject = False,
@@ -279,7 +278,7 @@ def register(
         raise InputError("--frame is first or second: two images are registered.")
     source, target = pair[1 - chosen], pair[chosen]
     with err.status("registering"):
-        found = run_register(source.pixels, target.pixels, dense)
+        found = run_register(source.pixels, target.pixels)
     if json:
         print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
     else:

@@ -30,15 +30,16 @@ Device = Annotated[str | None, _option("cpu, cuda, ...; by default CUDA where th
 Frame = Annotated[
     str,
     _option(
-        "Whose grid the result has: first, second, a number from 1, or auto (the image with most pixels, the first volume).",
+        "Whose grid the result has: first, second, a number from 1, or auto (the image with most pixels, the first "
+        "volume).",
         INPUT,
     ),
 ]
 Aligning = Annotated[
     str | None,
     _option(
-        "auto (estimate where the others lie), dense (and a smooth displacement), force (even if unsure) or skip (take all "
-        "as one field of view). (Default: auto for images of different sizes.)",
+        "auto (estimate where the others lie), force (even if unsure) or skip (take "
+        "all as one field of view). (Default: auto for images of different sizes.)",
         INPUT,
         "--align",
     ),
@@ -125,8 +126,8 @@ def depth_from(text: str) -> Any:
 
 def align_from(text: str | None, assume: bool = False) -> Any:
     """How to align, "skip" if the sources are assumed to be. Raises InputError."""
-    if text not in (None, "auto", "dense", "force", "skip"):
-        raise InputError(f"--align is auto, dense, force or skip, not {text[:80]}.")
+    if text not in (None, "auto", "force", "skip"):
+        raise InputError(f"--align is auto, force or skip, not {text[:80]}.")
     if assume and text not in (None, "skip"):
         raise InputError(f"--assume-aligned estimates nothing and --align {text} does; leave one of them away.")
     return "skip" if assume else text

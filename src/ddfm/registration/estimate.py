@@ -31,7 +31,7 @@ ELSEWHERE = 0.03  # of the longest side: what differs by more is another place
 AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
 
 
-def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Registration:
+def register(moving: np.ndarray, fixed: np.ndarray) -> Registration:
     """Find where moving lies in the frame of fixed: both (H, W) or (H, W, 3), uint8 or float in [0, 1], any sizes.
 
     Found are fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller image
@@ -42,7 +42,6 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     Args:
         moving: The image to be brought into the frame.
         fixed: The image whose pixels are the frame.
-        dense: Add a smooth displacement to the affine map, for parallax and distortion.
 
     Raises InputError if an image has a side below 32 pixels or above 32767.
     """
@@ -72,7 +71,8 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Registration:
         places = [level.refined(matrix, 4) for level, matrix in zip(levels, places, strict=False)]
         scored = [(level.score(matrix), k) for k, (level, matrix) in enumerate(zip(levels, places, strict=True))]
         order = [k for _, k in sorted(scored, reverse=True)]
-        places, levels, scores = ([x[k] for k in order] for x in (places, levels, [score for score, _ in scored]))
+        places, levels = [places[k] for k in order], [levels[k] for k in order]
+        scores = [scored[k][0] for k in order]
     best, level = places[0], levels[0]
     rivals = [s for s, m in zip(scores, places, strict=True) if corner_distance(best, m, shape) > ELSEWHERE * size]
     alone = not rivals or max(rivals) < RIVAL * scores[0]
@@ -83,7 +83,7 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Registration:
     if finest.score(stretched) > (1 + AFFINE_GAIN) * finest.score(matrix):
         matrix = stretched
     confident = alone and spread <= max(2.0, AGREEMENT * size) and scores[0] > 0
-    return _registration(matrix, moving.shape, shape, spread, confident)
+    return _registration(matrix, moving.shape, shape, spread, bool(confident))
 
 
 def by_information(moving: np.ndarray, fixed: np.ndarray) -> Registration:
@@ -101,7 +101,7 @@ def _disagreement(level: Pair, matrix: np.ndarray, shape: tuple[int, ...]) -> fl
     for half, way in enumerate((aside, -aside)):
         start = matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
         halves.append(level.refined(start, 4, half))
-    return corner_distance(*halves, shape)
+    return corner_distance(halves[0], halves[1], shape)
 
 
 def _similar_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> bool:

@@ -37,7 +37,9 @@ def contours(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     cos2, sin2 = cos * cos - sin * sin, 2 * cos * sin
     cos4, sin4 = cos2 * cos2 - sin2 * sin2, 2 * cos2 * sin2
     inside = cv2.erode(valid, np.ones((7, 7), np.uint8), borderValue=1) * strength
-    found = np.dstack([inside, inside * cos2, inside * sin2, inside * cos4, inside * sin4]).astype(np.float32)
+    found: np.ndarray = np.dstack([inside, inside * cos2, inside * sin2, inside * cos4, inside * sin4]).astype(
+        np.float32
+    )
     found = cv2.GaussianBlur(found * HARMONICS, (0, 0), GATHER)
     size = np.linalg.norm(found, axis=-1, keepdims=True)
     return (found / (size + max(0.5 * float(np.median(size)), 1e-4))).astype(np.float32)

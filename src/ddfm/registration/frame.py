@@ -14,7 +14,7 @@ from ddfm.io.images import Image, quoted
 from ddfm.registration.estimate import register
 from ddfm.registration.transform import Registration, resize
 
-Align = Literal["auto", "dense", "force", "skip"]
+Align = Literal["auto", "force", "skip"]
 Framed = tuple[list[Image], list[str], list[Registration | None]]
 CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
 
@@ -39,7 +39,7 @@ def to_frame(
     Args:
         sources: Images, not volumes; the frame's own stays as it is.
         frame: Index of the source whose pixels are the frame.
-        align: "auto" estimates where the others lie, "dense" adds a smooth displacement, "force" also uses an
+        align: "auto" estimates where the others lie, "force" also uses an
             estimate that is unsure; "skip" takes all as showing the same field of view. None is "skip" for sources of
             the frame's size, else "auto".
         rig: Known geometry instead, of sources of the size it was made for.
@@ -48,7 +48,7 @@ def to_frame(
     Raises InputError if the rig is of other sizes, if an estimate is unsure, or if nothing is covered by all.
     """
     if align is not None and align not in get_args(Align):
-        raise InputError(f"Alignment is auto, dense, force or skip, not {align!r}.")
+        raise InputError(f"Alignment is auto, force or skip, not {align!r}.")
     target = sources[frame]
     found = [None if k == frame else _placed(source, target, align, rig) for k, source in enumerate(sources)]
     findings = [
@@ -93,7 +93,7 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
         return rig
     if align == "skip" or (align is None and same):
         return None if same else resize(source.pixels.shape, target.pixels.shape)
-    found = register(source.pixels, target.pixels, dense=align == "dense")
+    found = register(source.pixels, target.pixels)
     if not found.confident and align != "force":
         raise InputError(
             f"{_name(source)} and {_name(target)}: {found.sentence} Use --align force to take what was found, --align "
@@ -118,11 +118,11 @@ def _faded(pixels: np.ndarray, target: np.ndarray, coverage: np.ndarray) -> np.n
 
 
 def _common(places: Sequence[Registration | None], shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """The largest upright rectangle inside all sources, found on a grid of cells. Raises InputError if there is none."""
-    inside = np.ones(shape[:2], bool)
+    """The largest upright rectangle inside all sources, on a grid of cells. Raises InputError if there is none."""
+    inside: np.ndarray = np.ones(shape[:2], bool)
     for place in places:
         if place is not None:
-            inside &= place.inside
+            inside = np.logical_and(inside, place.inside)
     cell = max(1, -(-max(shape[:2]) // CELLS))
     rows, columns = (n // cell for n in shape[:2])
     if inside.all():

@@ -143,7 +143,13 @@ def batch(
 
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
-    options = {"depth": depth, "format": suffix, "normalise": normalise, "align": align or None, "crop": crop}
+    options: dict[str, Any] = {
+        "depth": depth,
+        "format": suffix,
+        "normalise": normalise,
+        "align": align or None,
+        "crop": crop,
+    }
     options |= {"rig": rig and rig.as_dict()}
     recorded = _recorded(pipe, settings) | {"prior": str(prior)} | options
     result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
