@@ -198,7 +198,7 @@ def test_limits_come_before_decoding(tiny_prior, monkeypatch):
         ([FORM[0], ("sources", ("a/notes.txt", b"hello"))], {}, 415, "notes.txt is not an image"),
         ([FORM[0], ("sources", ("cut.png", png()[:300]))], {}, 422, "cut.png is truncated"),
         ([FORM[0], ("sources", ("none.png", b""))], {}, 422, "none.png is empty"),
-        (sources(png(), png(40, 40)), {}, 422, "visible.png is 40x40"),
+        (sources(png(), png(40, 40)), {}, 422, "aligned with confidence"),
         (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is no setting"),
         (FORM, {"seed": "-1"}, 422, "seed"),
         (FORM, {"num_samples": "33"}, 422, "at most 32"),
@@ -262,8 +262,8 @@ def test_token_origin_and_host(tiny_prior):
 
 def test_preview_shows_sources_of_different_sizes(client):
     shown = client.post("/v1/preview", files=sources(png(), png(40, 50, colour=True))).json()
-    assert [(s["width"], s["height"], s["coloured"]) for s in shown["sources"]] == [(46, 33, False), (50, 40, True)]
-    assert "visible.png is 50x40" in shown["findings"][0]  # said before the button is pressed
+    assert [(s["width"], s["height"], s["coloured"]) for s in shown["sources"]] == [(50, 40, False), (50, 40, True)]
+    assert "infrared.png" in shown["findings"][0]  # where it lies is said before the button is pressed
     assert not client.post("/v1/preview", files=sources(png())).json()["findings"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def _faded(pixels: np.ndarray, target: np.ndarray, coverage: np.ndarray) -> np.n
 
 def _common(places: Sequence[Registration | None], shape: tuple[int, ...]) -> tuple[slice, slice]:
     """The largest upright rectangle inside all sources, on a grid of cells. Raises InputError if there is none."""
-    inside: np.ndarray = np.ones(shape[:2], bool)
+    inside: Any = np.ones(shape[:2], bool)
     for place in places:
         if place is not None:
             inside = np.logical_and(inside, place.inside)

@@ -143,14 +143,8 @@ def batch(
 
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
-    options: dict[str, Any] = {
-        "depth": depth,
-        "format": suffix,
-        "normalise": normalise,
-        "align": align or None,
-        "crop": crop,
-    }
-    options |= {"rig": rig and rig.as_dict()}
+    options: dict[str, Any] = {"depth": depth, "format": suffix, "normalise": normalise}
+    options |= {"align": align or None, "crop": crop, "rig": rig and rig.as_dict()}
     recorded = _recorded(pipe, settings) | {"prior": str(prior)} | options
     result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
     with Manifest(result.manifest, recorded, resume) as manifest:
