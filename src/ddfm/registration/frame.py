@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+import cv2
 import numpy as np
 
 from ddfm.colour import luma
@@ -16,6 +17,7 @@ from ddfm.registration.transform import Registration, resize
 
 Align = Literal["auto", "force", "skip"]
 Framed = tuple[list[Image], list[str], list[Registration | None]]
+LEVEL_FEATHER = 0.2  # of the shorter side of the frame
 CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
 
 
@@ -61,7 +63,7 @@ def to_frame(
     for source, place in zip(sources, found, strict=True):
         pixels = source.pixels if place is None else place.warp(source.pixels)
         if place is not None and not crop:
-            pixels = _faded(pixels, target.pixels, place.coverage)
+            pixels = _faded(pixels, target.pixels, place)
         moved.append(source if place is None and not crop else replace(source, pixels=pixels[area]))
     if crop:
         height, width = moved[frame].pixels.shape[:2]
@@ -102,19 +104,23 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     return found
 
 
-def _faded(pixels: np.ndarray, target: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """pixels where they are covered, and beyond what the frame shows, at their own level: nothing that is not there."""
-    if (coverage == 1).all():
+def _faded(pixels: np.ndarray, target: np.ndarray, place: Registration) -> np.ndarray:
+    """pixels where they are covered, and beyond what the frame shows: sources that are equal are fused to themselves.
+
+    Details change over a few pixels, levels over a fifth of the frame (two bands of Burt & Adelson, "A multiresolution
+    spline", 1983): a sky that is dark in one of them and bright in the other would else end in a line.
+    """
+    if place.inside.all():
         return pixels
-    inside = coverage > 0.5
-    if not inside.any():
+    if not (place.coverage > 0.5).any():
         raise InputError("One of the sources covers none of the frame; nothing can be fused.")
-    shown = luma(target)
-    level = np.median(luma(pixels)[inside]) - np.median(shown[inside])
-    fill = np.clip(shown + level, 0, 1).astype(np.float32)
+    shown, detail, level = luma(target), place.coverage, place.fading(LEVEL_FEATHER)
     if pixels.ndim == 3:
-        fill, coverage = fill[..., None], coverage[..., None]
-    return np.asarray(coverage * pixels + (1 - coverage) * fill, np.float32)
+        shown, detail, level = (np.repeat(x[..., None], 3, axis=-1) for x in (shown, detail, level))
+    sigma = LEVEL_FEATHER / 4 * min(target.shape[:2])
+    own, others = (cv2.GaussianBlur(np.ascontiguousarray(x, np.float32), (0, 0), sigma) for x in (pixels, shown))
+    faded = detail * (pixels - own) + (1 - detail) * (shown - others) + level * own + (1 - level) * others
+    return np.clip(faded, 0, 1).astype(np.float32)
 
 
 def _common(places: Sequence[Registration | None], shape: tuple[int, ...]) -> tuple[slice, slice]:

@@ -73,10 +73,14 @@ class Registration:
 
         Only the border of the moving image counts, not that of the frame: of an image that fills the frame it is 1.
         """
+        return self.fading(FEATHER)
+
+    def fading(self, feather: float) -> np.ndarray:
+        """`coverage` that goes from 0 to 1 over `feather` of the frame's shorter side, 8 pixels at least."""
         if self.inside.all():
             return np.ones(self.fixed_shape, np.float32)
         depth = cv2.distanceTransform(self.inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        feather = max(8.0, FEATHER * min(self.fixed_shape))
+        feather = max(8.0, feather * min(self.fixed_shape))
         ramp = np.clip((depth - 1) / feather, 0, 1)
         return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
