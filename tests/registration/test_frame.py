@@ -38,7 +38,7 @@ def test_a_narrow_view_fades_into_what_the_frame_shows():
 
 
 def test_no_seam_where_the_levels_differ():
-    """A flat dark sensor inside a flat bright frame: no step at its border, the whole way down is a fifth of the side."""
+    """A flat dark sensor in a flat bright frame: no step at its border, the way down is a fifth of the side."""
     dark, bright = Image(np.full((40, 48), 0.2, np.float32)), Image(np.full((120, 160), 0.9, np.float32))
     (moved, _), _, _ = to_frame([dark, bright], 1, rig=NARROW)
     assert moved.pixels.min() == pytest.approx(0.2, abs=1e-3) and moved.pixels.max() == pytest.approx(0.9, abs=1e-3)

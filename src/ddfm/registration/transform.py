@@ -76,11 +76,12 @@ class Registration:
         return self.fading(FEATHER)
 
     def fading(self, feather: float) -> np.ndarray:
-        """`coverage` that goes from 0 to 1 over `feather` of the frame's shorter side, 8 pixels at least."""
+        """`coverage` that goes from 0 to 1 over `feather` of the frame's shorter side, 8 pixels at least, but no more
+        than half the way to the middle of what is covered."""
         if self.inside.all():
             return np.ones(self.fixed_shape, np.float32)
         depth = cv2.distanceTransform(self.inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        feather = max(8.0, feather * min(self.fixed_shape))
+        feather = max(8.0, min(feather * min(self.fixed_shape), float(depth.max()) / 2))
         ramp = np.clip((depth - 1) / feather, 0, 1)
         return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ddfm.colour import lends_colour
 from ddfm.errors import InputError
-from ddfm.io import images
+from ddfm.io import images, thermal
 from ddfm.io.files import quoted
 from ddfm.io.images import Image, Range
 from ddfm.io.outputs import Outputs
@@ -68,8 +68,9 @@ class Scene:
         rigid: bool = False,
         allow_different_patients: bool = False,
     ) -> Scene:
-        """Read a scene's sources; normalise as in `images.read`, for a volume over all slices.
+        """Read a scene's sources, or the two of one FLIR radiometric JPEG (see `thermal.read_sources`).
 
+        normalise: as in `images.read`, for a volume over all slices.
         value_range: the values, in the files' own unit, that become 0 and 1, as in `images.read`.
         align, rig, crop: images are brought into the frame of `sources[frame]`, by default the one with most pixels,
             see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto".
@@ -81,6 +82,8 @@ class Scene:
             InputError: fewer than two files, one that cannot be read, sizes below 16x16, a volume beside an image,
                 volumes of different patients or that do not overlap, what cannot be aligned with confidence.
         """
+        if len(paths) == 1 and not os.path.isdir(paths[0]) and thermal.is_radiometric(paths[0]):
+            return cls._from_camera(paths[0], value_range, frame, align, rig, crop)
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
         sources = [images.read_any(path, normalise, value_range, window) for path in paths]
@@ -218,6 +221,29 @@ class Scene:
         chosen = frame_of(self.sources, rig) if frame is None else frame
         sources, said, registrations = to_frame(self.sources, chosen, align, rig, crop)
         return Scene(sources, [*self.findings, *said], chosen, registrations)
+
+    @classmethod
+    def _from_camera(
+        cls,
+        path: str | os.PathLike[str],
+        value_range: Range | None,
+        frame: int | None,
+        align: Align | bool | None,
+        rig: Registration | None,
+        crop: bool,
+    ) -> Scene:
+        """Temperatures and photo of one file, by the file's own geometry unless another was asked for."""
+        from ddfm.registration import from_matrix
+
+        sources, matrix = thermal.read_sources(path, value_range)
+        if align in (None, False) and rig is None:
+            if frame == 0:
+                matrix = np.linalg.inv(matrix)
+            moving, fixed = sources if frame != 0 else sources[::-1]
+            sentence = "The camera's own geometry says where the temperatures lie in the photo."
+            rig = from_matrix(matrix, moving.pixels.shape, fixed.pixels.shape, sentence)
+        scene = cls(sources, [finding for source in sources for finding in source.findings])
+        return scene._in_frame(frame, "auto" if align is True else align or None, rig, crop)
 
     def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
         volumes = [source.pixels for source in self.sources]
