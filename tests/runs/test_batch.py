@@ -703,6 +703,15 @@ def test_an_output_folder_that_is_a_file_is_refused(scenes, prior, tmp_path):
 FORK = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork to be quick")
 
 
+@pytest.fixture
+def one_thread():
+    """A forked process has not the threads of OpenMP's pool and would wait for them for ever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 STEPS = ("os.write", "os.fsync", "os.replace", "ddfm.runs.batch.fuse_images", "ddfm.io.images.read_any")
 
 
@@ -714,6 +723,7 @@ def in_a_process(*args, killed_at=0, **kwargs):
 
 
 def _batch_until(killed_at, args, kwargs):
+    torch.set_num_threads(1)
     count = itertools.count(1)
     for where in STEPS if killed_at else ():
         folder, name = where.rsplit(".", 1)
@@ -735,7 +745,7 @@ def killed_at_steps(scenes, prior, tmp_path, steps):
     whole, hits, out = files(tmp_path / "whole"), 0, tmp_path / "out0"
     for k, step in enumerate(steps):
         process = in_a_process(scenes, out, killed_at=step, **common)
-        process.join()
+        process.join(300)
         hits += process.exitcode == -signal.SIGKILL
         left = files(out) if out.exists() else {}
         assert left.items() <= whole.items()  # whole, and the right ones
@@ -751,12 +761,14 @@ def killed_at_steps(scenes, prior, tmp_path, steps):
 
 
 @FORK
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("steps", [(1, 2, 3), (9, 8, 9), (12, 5, 20, 4)])
 def test_killed_at_any_step_it_resumes_to_the_same(scenes, prior, tmp_path, steps):
     killed_at_steps(scenes, prior, tmp_path, steps)
 
 
 @FORK
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
 def test_killed_at_every_step_it_resumes_to_the_same(scenes, prior, tmp_path):
     for k in range(12):
@@ -768,6 +780,7 @@ def test_killed_at_every_step_it_resumes_to_the_same(scenes, prior, tmp_path):
 
 
 @FORK
+@pytest.mark.usefixtures("one_thread")
 def test_interrupted_it_finishes_what_it_writes_and_stops(scenes, prior, tmp_path):
     common = {"prior": prior, "likelihood": "paper", "num_inference_steps": 50}
 
