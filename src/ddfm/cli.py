@@ -22,6 +22,7 @@ from ddfm.options import (
     Anonymise,
     AnyPatient,
     Assume,
+    Blend,
     Crop,
     Depth,
     Device,
@@ -29,6 +30,7 @@ from ddfm.options import (
     JsonObject,
     Output,
     Overwrite,
+    Palette,
     Prior,
     Quiet,
     Rig,
@@ -186,6 +188,8 @@ def fuse(
     window: Window = None,
     rigid: Rigid = False,
     allow_different_patients: AnyPatient = False,
+    palette: Palette = None,
+    blend: Blend = 0.5,
     anonymise: Anonymise = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -220,12 +224,16 @@ def fuse(
             allow_different_patients=allow_different_patients,
         )
         scene.check_target(output, bits, settings.colour, anonymise)
+        if palette:  # refused before the work
+            scene.overlaid(scene.sources[0].pixels, palette, blend)
     for finding in scene.findings:
         err.print(_plain(finding), highlight=False, soft_wrap=True)
     pipe = _pipeline(prior, device)
     if verbose:
         err.print(_plain(f"{settings}, prior {prior} on {pipe.device}"), highlight=False, soft_wrap=True)
     fused = _run(pipe, scene, settings, "fusing")
+    if palette:
+        fused = scene.overlaid(fused, palette, blend)
     scene.write(output, fused, bits, anonymise)
     height, width = fused.shape[1:] if scene.is_volume else fused.shape[:2]
     done = {

@@ -57,6 +57,11 @@ ValueRange = Annotated[
     str | None,
     _option('"LOW HIGH" in the unit of the files (counts, degrees) that become black and white.', INPUT, "--range"),
 ]
+Palette = Annotated[
+    str | None,
+    _option("Show the thermal as colour over the result: ironbow, inferno, plasma, hot or turbo.", OUTPUT),
+]
+Blend = Annotated[float, _option("How much of the palette, 0 to 1.", OUTPUT)]
 Rigid = Annotated[bool, _option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")]
 AnyPatient = Annotated[bool, _option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")]
 Anonymise = Annotated[

@@ -23,6 +23,7 @@ from ddfm.io import images, thermal
 from ddfm.io.files import quoted
 from ddfm.io.images import Image, Range
 from ddfm.io.outputs import Outputs
+from ddfm.palettes import overlaid
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -134,6 +135,18 @@ class Scene:
         if self.is_volume:
             return self._fuse_slices(pipe, settings, progress)
         return fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)[0]
+
+    def overlaid(self, fused: np.ndarray, palette: str, blend: float = 0.5) -> np.ndarray:
+        """The fused image for display, (H, W, 3): the thermal source as a palette's colours over it, where it has data.
+
+        The thermal source is the first grey one. Raises InputError for volumes and where all are in colour.
+        """
+        if self.is_volume or all(source.pixels.ndim == 3 for source in self.sources):
+            raise InputError("A palette is for the first grey image among the sources; there is none.")
+        k = next(k for k, source in enumerate(self.sources) if source.pixels.ndim == 2)
+        place = self.registrations[k] if self.registrations else None
+        where = place.coverage if place is not None and place.fixed_shape == fused.shape[:2] else None
+        return overlaid(fused, self.sources[k].pixels, palette, blend, where)
 
     def bits(self, path: str | os.PathLike[str], depth: Depth = "same") -> int:
         """Bits of a result at `path`: "same" is 16 where a source has more than 8 and the format holds them, else 8."""
