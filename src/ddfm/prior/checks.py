@@ -16,6 +16,7 @@ from torch import nn
 from ddfm.errors import InputError
 from ddfm.io.files import quoted, read_bytes
 
+NO_CLIPPING = ("lambda_min_clipped", float("-inf"))  # which diffusers itself writes for DPM-Solver
 LARGEST_JSON = 2**20  # bytes; a configuration has some thousand
 LARGEST_WEIGHTS = 2**36  # bytes
 LEVELS = 16  # of a network's resolution; more would not fit any image
@@ -113,7 +114,8 @@ def check_archive(path: Path) -> bool:
 def _unusable(value: Any) -> str | None:
     """What in a configuration no network has, or None."""
     if isinstance(value, dict):
-        return next((bad for x in (*value, *value.values()) if (bad := _unusable(x))), None)
+        values = [x for key, x in value.items() if (key, x) != NO_CLIPPING]
+        return next((bad for x in (*value, *values) if (bad := _unusable(x))), None)
     if isinstance(value, str) and len(value) > LONGEST_TEXT:
         return f"a text of {len(value)} characters"
     if isinstance(value, list):
