@@ -1,6 +1,6 @@
 """Where the default stands: its rank among published networks on the dev pairs, the guards of naturalness, the drift.
 
-    python benchmarks/rank.py [--sets road msrs ...] [--pairs 4] [--steps 0] [--save FOLDER]
+    python benchmarks/rank.py [--sets road msrs ...] [--pairs 4] [--save FOLDER]
 
 Reads ../shared/data/dev and ../shared/PEERS.md (skipped with a reason where they are not there); the tables' own row of
 ddfm is replaced by what this code gives. Luma in and out, 8 bit, as the peers were measured; a rank is the mean place

@@ -37,12 +37,13 @@ def fusion_target(
         y(b) = c + gain * sum_k w_k (y(s_k) - c_k) / n_k,      y(s) = -log(1 + DIM - s)
 
     c_k is the source's background level (the median of y), c their mean weighted by how much each source shows; w_k in
-    (0, 1] its local amplitude over the strongest source's, with edges where the source has them; n_k = 1 +
-    sum_{j != k} w_j corr+(s_j, s_k) counts how many sources see the same thing there. So what only one source sees
-    enters whole, what all see enters once (equal sources give b = s), and a source with nothing to show enters not at
-    all. Summed as densities, lights saturate as lights do: a cold source hardly darkens a bright sky, two bright roads
-    do not burn out. With roles, the visible sources set the background and enter whole; the thermal ones add what is
-    warmer than their background. b keeps the `bounds`.
+    (0, 1] its local amplitude over the strongest source's, with edges where the source has them; n_k = 1 + sum_{j != k}
+    corr+(s_j, s_k) min(1, E_j / E_k) counts how many sources see the same thing there, each by the part of k's local
+    variance E_k that it reaches, so that what all see enters at about the contrast of who sees it best. So what only
+    one source sees enters whole, what all see enters once (equal sources give b = s), and a source with nothing to show
+    enters not at all. Summed as densities, lights saturate as lights do: a cold source hardly darkens a bright sky, two
+    bright roads do not burn out. With roles, the visible sources set the background and enter whole; the thermal ones
+    add what is warmer than their background. b keeps the `bounds`.
     """
     details = [s - smooth(s, scale) for s in sources]
     energies = [smooth(detail.square(), scale).add_(FLAT) for detail in details]
@@ -67,7 +68,8 @@ def fusion_target(
             if j != k:
                 correlation = smooth(details[j] * details[k], scale).add_(FLAT)
                 correlation /= (energies[j] * energies[k]).sqrt_()
-                seen_by += correlation.clamp_(0, 1).mul_(weights[j])
+                contrast = (energies[j] / energies[k]).clamp_max_(1)
+                seen_by += correlation.clamp_(0, 1).mul_(contrast)
         b += deviation.mul_(weights[k]).div_(seen_by).mul_(gain)
     return within_bounds(light(b), sources, roles)
 
