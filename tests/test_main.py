@@ -1,6 +1,7 @@
 """The command line as a process: interrupts, and a machine that is too small."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,14 @@ def test_ctrl_c_while_libraries_are_imported(tmp_path, module, text):
     paths = [str(tmp_path), str(Path(__file__).parents[1] / "src")]
     line = [sys.executable, "-m", "ddfm", "demo", str(tmp_path / "demo")]
     done = subprocess.run(
-        line, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True, check=False
+        line,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr.strip()) == (130, "interrupted")
 
