@@ -79,8 +79,11 @@ def fuser(pipe: DDFMPipeline, settings: FusionSettings) -> Fuse:
     return lambda sources: np.asarray(pipe(sources, settings).images[0])  # type: ignore[union-attr]
 
 
-def measured(methods: dict[str, tuple[str, Fuse]], condition: str, seed: int, stem: str, save: Path | None) -> dict:
-    """Five metrics and the own PSNR of every method on one pair."""
+def measured(
+    methods: dict[str, tuple[str, Fuse]], condition: str, pair: tuple[int, str], save: Path | None
+) -> dict[str, np.ndarray]:
+    """Five metrics and the own PSNR of every method on one pair: the seed of its noise and its name."""
+    seed, stem = pair
     degrade, sigmas = CONDITIONS[condition]
     folders = SETS["road"][1]
     paths = [next((SHARED / "data/dev" / folder).glob(f"{stem}.*")) for folder in folders]
@@ -131,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stems = list(pairs_of(SETS["road"][1], args.pairs))
     for condition in args.conditions:
         with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda at: measured(methods, condition, *at, args.save), enumerate(stems)))  # noqa: B023
+            found = list(pool.map(lambda at: measured(methods, condition, at, args.save), enumerate(stems)))  # noqa: B023
         means = {label: np.mean([rows[label] for rows in found], axis=0) for label in methods}
         ranks = mean_ranks({label: values[:-1] for label, values in means.items()})
         print(f"\n{condition}, {len(stems)} pairs")

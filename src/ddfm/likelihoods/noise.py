@@ -1,44 +1,68 @@
-"""The noise of a source: measured before the fusion, removed by the prior itself."""
+"""The noise of a source: measured before the fusion; stripes removed as such, white noise by the prior itself."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddfm.likelihoods.base import SourceDenoiser
+from ddfm.likelihoods.stripes import remove_stripes
 
-NOISE_FLOOR = 5 / 255  # what the estimate calls noise in clean images: fine texture, JPEG, quantisation (measured)
+NOISE_FLOOR = 2.5 / 255  # what the estimate calls noise in clean images: quantisation, JPEG (measured)
+BLOCK = 32  # side in pixels
+QUIETEST = 0.5  # share of the blocks that the noise is measured in
 
 
 def noise_std(s: Tensor) -> Tensor:
     """Standard deviation of the white noise in each image: (B, 1, H, W) in [0, 1] -> (B, 1, 1, 1).
 
-    Median absolute value of the finest diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994), per block of
-    32 x 32 pixels (fewer in a smaller image) and then the lower quartile over blocks, so that texture is not taken
-    for noise. Coefficients that touch the ends of the range count for nothing: there noise is clipped away.
+    Medians of the absolute diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994) at the two finest scales,
+    in the quieter blocks. White noise has the same energy in both; the structure of images, whose power falls with the
+    square of the frequency, four times as much in the coarser. So noise^2 = (4 fine^2 - coarse^2) / 3, and fine
+    texture is not taken for noise. Pixels near the ends of the range count for nothing: there noise is clipped away.
     """
-    h, w = (extent // 2 * 2 for extent in s.shape[-2:])
-    a, b, c, d = s[..., :h:2, :w:2], s[..., :h:2, 1:w:2], s[..., 1:h:2, :w:2], s[..., 1:h:2, 1:w:2]
-    detail = ((a - b - c + d) / 2).abs()
-    mean = (a + b + c + d) / 4
-    detail[(mean < 0.1) | (mean > 0.9)] = torch.nan
-    size = min(16, *detail.shape[-2:])
-    detail = F.pad(detail, (0, -detail.shape[-1] % size, 0, -detail.shape[-2] % size), value=torch.nan)
-    blocks = F.unfold(detail, size, stride=size)  # (B, size^2, blocks)
-    few = blocks.isnan().float().mean(dim=1) > 0.5
-    level = blocks.nanmedian(dim=1).values / 0.6745
-    level[few] = torch.nan
-    return level.nanquantile(0.25, dim=1).nan_to_num(0.0).view(-1, 1, 1, 1)
+    return torch.stack([_noise_std(image, _noise_std(image, 0.02)) for image in s[:, 0]]).view(-1, 1, 1, 1)
 
 
-def remove_noise(sources: list[Tensor], denoise: SourceDenoiser | None) -> tuple[list[Tensor], Tensor]:
-    """Sources in [-1, 1] to [0, 1], the noisy ones to the prior's E[clean | noisy] (as they are without `denoise`).
+def _noise_std(image: Tensor, sigma: Tensor | float) -> Tensor:
+    """That of one image (H, W), without what lies within some `sigma` of the ends of the range."""
+    margin = min(max(1.5 * float(sigma), 0.02), 0.12)
+    fine, low = _haar(image)
+    coarse, lower = _haar(low)
+    details = []
+    for detail, mean, size in ((fine, low / 2, BLOCK // 2), (coarse, lower / 4, BLOCK // 4)):
+        detail = detail.abs().masked_fill((mean < margin) | (mean > 1 - margin), torch.nan)[None, None]
+        size = min(size, *detail.shape[-2:])
+        details.append(F.unfold(detail, size, stride=size)[0].T)  # (blocks, size^2)
+    blocks = min(len(detail) for detail in details)
+    details = [detail[:blocks] for detail in details]
+    seen = torch.stack([detail.isnan().float().mean(dim=1) < 0.5 for detail in details]).all(dim=0)
+    if not seen.any():
+        return image.new_zeros(())
+    details = [detail[seen] for detail in details]
+    energy = torch.stack([detail.nanmedian(dim=1).values.square() for detail in details]).sum(dim=0)
+    quiet = energy <= energy.quantile(QUIETEST)
+    variances = [(detail[quiet].nanmedian() / 0.6745).square() for detail in details]
+    return ((4 * variances[0] - variances[1]) / 3).clamp_min(0).sqrt()
 
-    Returns them and the std of their noise beyond the floor, the largest over sources, (B, 1, 1, 1). Where a
-    neighbourhood lies at the end of the range whole there is no noise to remove: black stays black.
+
+def _haar(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Diagonal and low-pass coefficients of one orthonormal Haar step, (H // 2, W // 2) each."""
+    h, w = (extent // 2 * 2 for extent in image.shape)
+    a, b, c, d = image[:h:2, :w:2], image[:h:2, 1:w:2], image[1:h:2, :w:2], image[1:h:2, 1:w:2]
+    return (a - b - c + d) / 2, (a + b + c + d) / 2
+
+
+def remove_noise(sources: list[Tensor], denoise: SourceDenoiser | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Sources in [-1, 1] to [0, 1], without stripes, the noisy ones the prior's E[clean | noisy]; as is, no `denoise`.
+
+    Returns them and the std of their noise, (B, 1, 1, 1) each, 0 at the floor and whole from 1.6 times the floor on.
+    Where a neighbourhood lies at the end of the range whole there is no noise to remove: black stays black.
     """
-    levels = [(noise_std((s + 1) / 2).square() - NOISE_FLOOR**2).clamp_min(0).sqrt() for s in sources]
-    clean = [_remove(s, level, denoise) for s, level in zip(sources, levels, strict=True)]
-    return clean, torch.stack(levels).amax(dim=0)
+    if denoise is not None:
+        sources = [remove_stripes((s + 1) / 2) * 2 - 1 for s in sources]
+    levels = [noise_std((s + 1) / 2) for s in sources]
+    levels = [level * ((level / NOISE_FLOOR - 1) / 0.6).clamp(0, 1) for level in levels]
+    return [_remove(s, level, denoise) for s, level in zip(sources, levels, strict=True)], levels
 
 
 def _remove(source: Tensor, levels: Tensor, denoise: SourceDenoiser | None) -> Tensor:

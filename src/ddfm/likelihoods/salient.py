@@ -35,7 +35,7 @@ class SalientState:
     g: tuple[Tensor, Tensor]
     u: tuple[Tensor, Tensor]  # ~ grad k
     disagreement: Tensor  # there b is less certain, and the prior has more to say
-    noise: Tensor  # std of the sources' noise beyond the floor, the largest, (B, 1, 1, 1)
+    noise: Tensor  # std of the sources' noise, the least of them, (B, 1, 1, 1)
     equal: Tensor  # images whose sources are all the same, (B, 1, 1, 1)
 
     def at(self, rows: slice) -> "SalientState":
@@ -82,13 +82,14 @@ class Salient:
         """Noise is measured and, by the prior itself, removed in each source; then b and g are fixed."""
         if self.roles is not None and len(self.roles) != len(sources):
             raise InputError(f"There are {len(sources)} sources but {len(self.roles)} roles; give one for each.")
-        clean, noise = remove_noise(sources, denoise if self.denoise_sources else None)
+        clean, noises = remove_noise(sources, denoise if self.denoise_sources else None)
         # Noise is what sensors do not share: where the sources of an image are all equal they are the result.
         equal = torch.stack([(s == sources[0]).flatten(1).all(dim=1) for s in sources]).all(dim=0).view(-1, 1, 1, 1)
         clean = [torch.where(equal, (s + 1) / 2, c) for s, c in zip(sources, clean, strict=True)]
         gain = STRONG if self.contrast == "strong" else 1.0
         b = fusion_target(clean, self.roles, gain)
         g = strongest_gradient(clean, b, gain)
+        noise = torch.stack(noises).amin(dim=0)  # one clean source is enough: the prior must not smooth it
         return SalientState(clean, b, g, g, disagreement(clean, b), noise, equal)
 
     def initial_estimate(self, state: SalientState) -> Tensor:

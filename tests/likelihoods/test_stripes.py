@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from ddfm.likelihoods.noise import noise_std
+from ddfm.likelihoods.stripes import column_offsets, remove_stripes
+
+
+def scene(kind: str) -> np.ndarray:
+    y, x = np.mgrid[:160, :200] / 100
+    return {
+        "waves": 0.5 + 0.2 * np.sin(5 * x + 2 * y) * np.cos(4 * y),
+        "posts": np.where((x * 5 % 1 < 0.3) & (y > 0.5), 0.7, 0.3 + 0.1 * y),  # upright, but not from top to bottom
+        "ramp": 0.2 + 0.3 * x,
+    }[kind]
+
+
+def eight_bit(image: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.rint(255 * image.clip(0, 1)) / 255, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["waves", "posts", "ramp"])
+def test_a_clean_scene_keeps_its_columns(kind):
+    clean = eight_bit(scene(kind))
+    assert not column_offsets(clean).any() and not column_offsets(clean.T.contiguous()).any()
+    assert torch.equal(remove_stripes(clean[None, None])[0, 0], clean)
+
+
+@pytest.mark.parametrize("kind", ["waves", "ramp"])
+@pytest.mark.parametrize("level", [8, 15])
+@pytest.mark.parametrize("noise", [0, 5])
+def test_stripes_are_removed_to_two_fifths(kind, level, noise):
+    rng = np.random.default_rng(level)
+    clean = scene(kind)
+    offsets = rng.normal(0, level / 255, (1, clean.shape[1]))
+    striped = eight_bit(clean + offsets + rng.normal(0, 1, clean.shape) * noise / 255)
+    left = column_offsets(striped).numpy() - offsets[0]
+    assert (left - left.mean()).std() < 0.4 * level / 255
+
+
+@pytest.mark.parametrize("kind", ["waves", "posts", "ramp"])
+@pytest.mark.parametrize("level", [1, 3, 8])
+def test_what_is_taken_for_stripes_never_adds_any(kind, level):
+    """Faint ones, and those that a scene of posts hides, may stay."""
+    offsets = np.random.default_rng(level).normal(0, level / 255, (1, scene(kind).shape[1]))
+    left = column_offsets(eight_bit(scene(kind) + offsets)).numpy() - offsets[0]
+    assert (left - left.mean()).std() < 1.05 * offsets.std()
+
+
+def test_rows_too_and_each_image_of_a_batch_alone():
+    rng = np.random.default_rng(1)
+    clean = scene("waves")
+    batch = torch.stack([eight_bit(clean), eight_bit(clean + rng.normal(0, 8 / 255, (160, 1)))]).unsqueeze(1)
+    out = remove_stripes(batch)
+    assert torch.equal(out[0], batch[0])
+    assert (out[1, 0] - eight_bit(clean)).std() < 0.4 * 8 / 255
+
+
+def test_fine_texture_is_less_noise_than_it_looks():
+    """Power that falls with the square of the frequency, down to the corner of the spectrum: the finest of pictures."""
+    rng = np.random.default_rng(0)
+    fy, fx = np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None]
+    spectrum = np.fft.rfft2(rng.normal(size=(256, 256))) / np.maximum(np.hypot(fy, fx), 1 / 256)
+    image = np.fft.irfft2(spectrum)
+    texture = eight_bit(0.5 + 0.15 * image / image.std())[None, None]
+    noisy = eight_bit(texture[0, 0].numpy() + rng.normal(0, 25 / 255, (256, 256)))[None, None]
+    diagonal = (
+        texture[..., ::2, ::2] - texture[..., ::2, 1::2] - texture[..., 1::2, ::2] + texture[..., 1::2, 1::2]
+    ) / 2
+    assert noise_std(texture).item() < 0.65 * diagonal.abs().median().item() / 0.6745  # Donoho's estimate
+    assert 255 * noise_std(noisy).item() == pytest.approx(25, rel=0.15)
