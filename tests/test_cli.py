@@ -20,7 +20,7 @@ from ddfm.cli import main
 from ddfm.colour import luma
 from ddfm.io import images, medical
 from ddfm.prior import Denoiser
-from ddfm.runs.batch import image_generator
+from ddfm.runs.execution import image_generator
 from ddfm.settings import OVERLAP
 
 SIZE = (33, 46)

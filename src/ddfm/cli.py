@@ -1,23 +1,20 @@
 """The command line. Thin: every option is a parameter of a function elsewhere."""
 
-import contextlib
 import dataclasses
 import json as jsons
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ddfm import __version__
+from ddfm.cli_batch import batch
+from ddfm.console import err, out, plain, progress_bar, reported
 from ddfm.errors import InputError, out_of_memory
 from ddfm.options import (
-    INPUT,
     Aligning,
     Anonymise,
     AnyPatient,
@@ -28,6 +25,7 @@ from ddfm.options import (
     Device,
     Frame,
     JsonObject,
+    Normalise,
     Output,
     Overwrite,
     Palette,
@@ -52,7 +50,6 @@ if TYPE_CHECKING:
     from ddfm.evaluation.table import Evaluation
     from ddfm.io.outputs import Outputs
     from ddfm.pipeline import DDFMPipeline
-    from ddfm.runs.batch import BatchResult
     from ddfm.runs.scene import Scene
 
 app = typer.Typer(
@@ -65,9 +62,7 @@ prior_app = typer.Typer(
     help="The image prior: look at it, fetch the paper's, train the embedded one.", no_args_is_help=True
 )
 app.add_typer(prior_app, name="prior")
-out, err = Console(), Console(stderr=True)
 
-Normalise = Annotated[bool, typer.Option(help="Stretch raw counts (14 bit thermal) robustly.", rich_help_panel=INPUT)]
 Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
 Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source images; once for each sensor.")]
 Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
@@ -75,7 +70,6 @@ Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs,
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything here.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report here.")]
-EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 PerImage = Annotated[bool, typer.Option("--per-image", help="A row an image too.")]
 
 
@@ -86,13 +80,13 @@ def main() -> None:
             prog_name="ddfm", standalone_mode=False
         )  # what typer.Exit carried; newer versions of typer make Ctrl-C a 130 of it
     except InputError as error:
-        err.print(f"[bold red]error:[/] {_plain(error)}", soft_wrap=True, highlight=False)
+        err.print(f"[bold red]error:[/] {plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            err.print(f"[bold red]error:[/] {_plain(error.format_message())} (see ddfm --help)", soft_wrap=True)
+            err.print(f"[bold red]error:[/] {plain(error.format_message())} (see ddfm --help)", soft_wrap=True)
             sys.exit(2)
         if sentence := out_of_memory(error):
             err.print(f"[bold red]error:[/] {sentence}", soft_wrap=True, highlight=False)
@@ -101,11 +95,6 @@ def main() -> None:
     if code == 130:
         err.print("interrupted")
     sys.exit(code)
-
-
-def _plain(text: object) -> str:
-    """Without rich's markup, as file names may hold brackets, and what is no text (a name not in UTF-8) escaped."""
-    return escape(str(text).encode(errors="backslashreplace").decode())
 
 
 def _version(asked: bool) -> None:
@@ -121,18 +110,6 @@ def _root(
     pass
 
 
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Its estimate looks back minutes: a tile or a step of a large image may take longer than rich's half one.
-    return Progress(*columns, console=err, transient=True, speed_estimate_period=600)
-
-
 def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
     with err.status("loading the prior"):
         from ddfm.pipeline import DDFMPipeline
@@ -144,27 +121,8 @@ def _pipeline(prior: str, device: str | None) -> "DDFMPipeline":
 
 def _run(pipe: "DDFMPipeline", scene: "Scene", settings: FusionSettings, label: str) -> Any:
     """One fusion with its progress, tile by tile, over evaluations of the network or slices; the result."""
-    with _reported(label) as progress:
+    with reported(label) as progress:
         return scene.fuse(pipe, settings, progress)
-
-
-@contextlib.contextmanager
-def _reported(label: str) -> Iterator[Callable[[float, int], None]]:
-    """A progress bar; without a terminal a line every few seconds, for logs."""
-    if err.is_terminal:
-        with _progress() as bar:
-            task = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    last = time.monotonic()
-
-    def line(done: float, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > EVERY:
-            last = time.monotonic()
-            err.print(f"{label}: {done:.0f} of {total}", highlight=False)
-
-    yield line
 
 
 @app.command()
@@ -227,10 +185,10 @@ def fuse(
         if palette:  # refused before the work
             scene.overlaid(scene.sources[0].pixels, palette, blend)
     for finding in scene.findings:
-        err.print(_plain(finding), highlight=False, soft_wrap=True)
+        err.print(plain(finding), highlight=False, soft_wrap=True)
     pipe = _pipeline(prior, device)
     if verbose:
-        err.print(_plain(f"{settings}, prior {prior} on {pipe.device}"), highlight=False, soft_wrap=True)
+        err.print(plain(f"{settings}, prior {prior} on {pipe.device}"), highlight=False, soft_wrap=True)
     fused = _run(pipe, scene, settings, "fusing")
     if palette:
         fused = scene.overlaid(fused, palette, blend)
@@ -248,7 +206,7 @@ def fuse(
         print(jsons.dumps(done))
     elif not quiet:
         size = "x".join(map(str, (width, height, *([len(fused)] if scene.is_volume else []))))
-        out.print(_plain(f"{output}: {size}, {done['seconds']:.1f} s"), highlight=False, soft_wrap=True)
+        out.print(plain(f"{output}: {size}, {done['seconds']:.1f} s"), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -291,7 +249,7 @@ def register(
         print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
     else:
         out.print(
-            _plain(f"{source.path} in the frame of {target.path}: {found.sentence}"), highlight=False, soft_wrap=True
+            plain(f"{source.path} in the frame of {target.path}: {found.sentence}"), highlight=False, soft_wrap=True
         )
         for row in found.matrix:
             out.print("  ".join(f"{value:12.6f}" for value in row), highlight=False)
@@ -303,94 +261,7 @@ def register(
         images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
 
 
-@app.command()
-@with_settings
-def batch(
-    sources: Annotated[
-        list[Path], typer.Argument(help="A folder for each sensor, one folder of all, or a CSV with a row per scene.")
-    ],
-    output: Output,
-    settings: FusionSettings,
-    prior: Prior = "embedded",
-    device: Device = None,
-    depth: Depth = "same",
-    format: Annotated[str, typer.Option(help="png, tif, jpg or bmp; volumes keep theirs.")] = "png",
-    batch_size: Annotated[int | None, typer.Option(help="Images of one size through the network together.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
-    pattern: Annotated[
-        list[str], typer.Option(help="A name for each sensor: '{id}_T.jpg' '{id}_V.jpg'.", rich_help_panel=INPUT)
-    ] = [],  # noqa: B006
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the pairs and what would happen.")] = False,
-    align: Aligning = None,
-    assume_aligned: Assume = False,
-    rig: Rig = None,
-    crop: Crop = False,
-    normalise: Normalise = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Fuse folders of images or volumes, matched by name; lists what could not be fused at the end.
-
-    Example: ddfm batch flight7 --pattern '{id}_T.jpg' '{id}_V.jpg' -o fused
-    """
-    from ddfm.runs.batch import batch as run_batch
-
-    bits = depth_from(depth)
-    # An option takes one value: the second pattern arrives among the sources.
-    patterns = [*pattern, *(str(path) for path in sources if "{id}" in str(path) and not path.exists())]
-    sources = [path for path in sources if str(path) not in patterns]
-    with _progress() as bar:
-        task = bar.add_task("fusing", total=None)
-        result = run_batch(
-            sources[0] if len(sources) == 1 else sources,
-            output,
-            patterns=patterns,
-            prior=prior,
-            device=device,
-            settings=settings,
-            resume=resume,
-            batch_size=batch_size,
-            depth=bits,
-            format=format,
-            normalise=normalise,
-            align=align_from(align, assume_aligned),
-            rig=rig_from(rig),
-            crop=crop,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    _batch_report(result, dry_run)
-    if result.failed:
-        raise typer.Exit(1)
-
-
-def _batch_report(result: "BatchResult", dry_run: bool) -> None:
-    """What a batch did, or would do: a line for all on standard output, of a dry run one per pair before it."""
-
-    def say(text: str, console: Console = err) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
-    fused = {str(path) for path in result.fused}
-    for pair in result.pairs if dry_run else []:
-        target = pair.output if str(pair.output) in fused else pair.volume_output
-        what = "fails" if pair.name in result.failed else f"-> {target}" if str(target) in fused else "is complete"
-        say(f"{_plain(pair.name)}: {' + '.join(map(_plain, pair.sources))} {_plain(what)}", out)
-    counts = f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed"
-    if dry_run:
-        say(f"would be: {counts}; nothing was written", out)
-    else:
-        time = f"{result.seconds:.1f} s, {result.network_share:.0%} of it fusing"
-        say(f"{counts} in {time}; {_plain(result.manifest)}", out)
-    for path in result.unmatched:
-        say(f"unmatched: {_plain(path)}")
-    for note in result.notes:
-        say(_plain(note))
-    for name, findings in result.findings.items() if dry_run else []:
-        say(f"{_plain(name)}: {_plain(' '.join(findings))}")
-    if result.findings and not dry_run:
-        say(f"For {len(result.findings)} of them something was assumed: see `findings` in the manifest.")
-    for name, sentence in result.failed.items():
-        say(f"{_plain(name)}: {_plain(sentence)}")
+app.command()(with_settings(batch))
 
 
 @app.command()
@@ -420,12 +291,12 @@ def demo(
         pair = [source.pixels for source in scene.sources]
         fused = _run(pipe, scene, FusionSettings(), name)
         images.write(folder / f"{name}_fused.png", fused)
-        plain = fused_colour(average([luma(picture) for picture in pair]), pair)
-        eight_bits = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in (*pair, plain, fused)]
+        averaged = fused_colour(average([luma(picture) for picture in pair]), pair)
+        eight_bits = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in (*pair, averaged, fused)]
         panels = side_by_side(eight_bits, [*labels, "average", "ddfm"])
         images.write(folder / f"{name}_side_by_side.png", panels)
         for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
-            out.print(_plain(path), highlight=False, soft_wrap=True)
+            out.print(plain(path), highlight=False, soft_wrap=True)
 
 
 def _reports(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":
@@ -444,9 +315,9 @@ def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html:
     needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
     Console(width=max(needed, out.width)).print(table)  # whole: numbers cut to fit a narrow terminal are no numbers
     for note in evaluation.baseline_notes():
-        out.print(_plain(note), highlight=False)
+        out.print(plain(note), highlight=False)
     for stem in evaluation.unmatched:
-        err.print(f"unmatched: {_plain(stem)}", highlight=False)
+        err.print(f"unmatched: {plain(stem)}", highlight=False)
     if csv:
         evaluation.to_csv(csv, per_image)
     if json:
@@ -483,7 +354,7 @@ def evaluate(
     if len(methods) < len(named):
         raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
     _reports([*sources, *methods.values()], overwrite, csv, json, html)
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("measuring", total=None)
         evaluation = evaluate_folders(
             methods,
@@ -525,7 +396,7 @@ def bench(
     def method(chosen: FusionSettings) -> Any:
         return lambda images: pipe(images, chosen).images[0]  # type: ignore[union-attr]
 
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("fusing and measuring", total=None)
         evaluation = run_bench(
             sources,
@@ -565,7 +436,7 @@ def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")
 
     prior = load_prior(source)
     parameters = sum(p.numel() for p in prior.unet.parameters())
-    out.print(f"{_plain(source)}: {type(prior.unet).__name__}, {parameters:,} parameters", highlight=False)
+    out.print(f"{plain(source)}: {type(prior.unet).__name__}, {parameters:,} parameters", highlight=False)
     out.print(
         f"channels {image_channels(prior.unet)}, any size (padded to multiples of {size_multiple(prior.unet)}), "
         f"predicts {prior.scheduler.config['prediction_type']}, {len(prior.scheduler.betas)} steps",
@@ -585,7 +456,7 @@ def prior_pull(
     """Fetch a published prior into the local cache: resumed if interrupted, verified, converted once."""
     from ddfm.prior.download import pull
 
-    out.print(_plain(pull(name)), highlight=False, soft_wrap=True)
+    out.print(plain(pull(name)), highlight=False, soft_wrap=True)
 
 
 @prior_app.command("export")
@@ -603,7 +474,7 @@ def prior_export(
     from ddfm.prior.load import load_prior
 
     Outputs([source, *(Path(source) / part for part in ("unet", "scheduler"))], overwrite).claim(onnx)
-    out.print(_plain(export_onnx(load_prior(source, "cpu"), onnx)), highlight=False, soft_wrap=True)
+    out.print(plain(export_onnx(load_prior(source, "cpu"), onnx)), highlight=False, soft_wrap=True)
 
 
 @prior_app.command("train")
@@ -626,7 +497,7 @@ def prior_train(
         torch.set_num_threads(threads)
     config, found = TrainingConfig(steps=steps), str(usable_device(device))
     prior = train(data, run, config, initial=initial, device=found, overwrite=overwrite)
-    out.print(_plain(prior), highlight=False, soft_wrap=True)
+    out.print(plain(prior), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

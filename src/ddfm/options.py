@@ -62,6 +62,7 @@ Palette = Annotated[
     _option("Show the thermal as colour over the result: ironbow, inferno, plasma, hot or turbo.", OUTPUT),
 ]
 Blend = Annotated[float, _option("How much of the palette, 0 to 1.", OUTPUT)]
+Normalise = Annotated[bool, _option("Stretch raw counts (14 bit thermal) robustly.", INPUT)]
 Rigid = Annotated[bool, _option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")]
 AnyPatient = Annotated[bool, _option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")]
 Anonymise = Annotated[

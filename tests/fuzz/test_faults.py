@@ -19,7 +19,7 @@ from conftest import made_picture, tiny_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from fuzz.corpus import GREY, dicom, nifti, pil, tiff
 
-import ddfm.runs.batch
+import ddfm.runs.execution
 from ddfm.io import images
 from ddfm.runs.batch import MANIFEST, batch
 
@@ -137,7 +137,7 @@ def test_good_pairs_are_fused_and_bad_ones_are_rows(prior, table, tmp_path, monk
     scenes, bad = table
     failing(monkeypatch, (images, "read_any"), lambda path, *_: path.stem == "unread")
     failing(monkeypatch, (images, "write"), lambda path, *_: path.stem == "unwritten")
-    failing(monkeypatch, (ddfm.runs.batch, "image_generator"), lambda seed, name: name == "unfused")
+    failing(monkeypatch, (ddfm.runs.execution, "image_generator"), lambda seed, name: name == "unfused")
     before = contents(tmp_path / "ir") | contents(tmp_path / "vi")
 
     def hung(*args):

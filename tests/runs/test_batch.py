@@ -19,12 +19,13 @@ import torch
 from conftest import made_picture, tiny_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-import ddfm.runs.batch
+import ddfm.runs.execution
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
 from ddfm.registration import from_matrix
-from ddfm.runs.batch import MANIFEST, batch, image_generator
+from ddfm.runs.batch import MANIFEST, batch
+from ddfm.runs.execution import image_generator
 from ddfm.runs.manifest import Manifest
 from ddfm.runs.scene import Scene
 
@@ -138,7 +139,9 @@ def test_what_reads_no_further_is_listed_and_the_rest_goes_on(scenes, prior, tmp
     assert {line["name"]: line["error"] for line in lines(tmp_path / "out") if "error" in line} == result.failed
 
 
-@pytest.mark.parametrize("where", ["ddfm.io.images.read_any", "ddfm.io.images.write", "ddfm.runs.batch.fuse_images"])
+@pytest.mark.parametrize(
+    "where", ["ddfm.io.images.read_any", "ddfm.io.images.write", "ddfm.runs.execution.fuse_images"]
+)
 @pytest.mark.parametrize("error", [MemoryError(), KeyError("NumberOfFrames"), RuntimeError("out of memory")])
 def test_any_exception_of_a_pair_is_listed_and_the_rest_goes_on(scenes, prior, tmp_path, monkeypatch, where, error):
     folder, name = where.rsplit(".", 1)
@@ -443,7 +446,7 @@ def test_one_size_goes_through_the_network_together(scenes, prior, tmp_path, cal
 
 
 def test_few_large_pictures_go_together_and_few_wait(scenes, prior, tmp_path, calls, monkeypatch):
-    monkeypatch.setattr(ddfm.runs.batch, "GROUP_PIXELS", 2100)
+    monkeypatch.setattr(ddfm.runs.execution, "GROUP_PIXELS", 2100)
     batch(scenes, tmp_path / "out", prior=prior, batch_size=8, **QUICK)
     # a and b wait, c makes a and c full; then d, e and b are one too many and b, who waited longest, goes
     assert calls == [(2, 2, 24, 32), (2, 1, 17, 41), (2, 1, 40, 24), (2, 1, 24, 32)]
@@ -712,7 +715,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-STEPS = ("os.write", "os.fsync", "os.replace", "ddfm.runs.batch.fuse_images", "ddfm.io.images.read_any")
+STEPS = ("os.write", "os.fsync", "os.replace", "ddfm.runs.execution.fuse_images", "ddfm.io.images.read_any")
 
 
 def in_a_process(*args, killed_at=0, **kwargs):

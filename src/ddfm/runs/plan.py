@@ -61,7 +61,7 @@ def plan(given: Pairs, out: Path, suffix: str, patterns: Sequence[str] = ()) -> 
         raise InputError("The same folder is given twice: give a folder for each sensor.")
     found = find_groups(paths, patterns, leave_out=out)
     pairs = [
-        Pair(name, files, out / f"{name}{suffix}", out / f"{name}{_volume_suffix(suffix, files[0])}")
+        Pair(name, files, out / f"{name}{suffix}", out / f"{name}{volume_suffix(suffix, files[0])}")
         for name, files in found.groups.items()
     ]
     return Plan(pairs, found.unmatched, found.findings)
@@ -83,21 +83,31 @@ def _from_csv(path: Path, out: Path, suffix: str) -> list[Pair]:
 def _from_row(row: list[str], number: int, header: list[str], path: Path, out: Path, suffix: str) -> Pair:
     cells = dict(zip(header, row, strict=False))
     files = [cells.get(column, "") for column in header if column != "output"]
-    given = cells.get("output")
-    name = os.path.normpath(given) if given else stem(Path(files[0]).name) or f"row {number}"
-    base, volume_suffix = stem(name), _volume_suffix(suffix, Path(files[0]))
-    if base != name:
-        suffix = volume_suffix = name[len(base) :]
-    pair = Pair(base, [path.parent / file for file in files], out / f"{base}{suffix}", out / f"{base}{volume_suffix}")
+    name = cells.get("output") or stem(Path(files[0]).name) or f"row {number}"
+    pair = named_pair(name, [path.parent / file for file in files], out, suffix)
     if not all(files) or len(row) > len(header):
         return replace(pair, error=f"Row {number} of {images.quoted(path)} needs {len(files)} sources.")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if leaves(name):
         return replace(pair, error=f"Row {number} of {images.quoted(path)} has an output outside the output folder.")
     if len({os.path.realpath(source) for source in pair.sources}) < len(files):
         return replace(pair, error=f"Row {number} of {images.quoted(path)} names the same file twice.")
     return pair
 
 
-def _volume_suffix(suffix: str, source: Path) -> str:
+def named_pair(name: str, files: list[Path], out: Path, suffix: str) -> Pair:
+    """A pair whose result has a name given to it: with an extension, or it gets the suffix."""
+    base = stem(name := os.path.normpath(name))
+    of_volume = volume_suffix(suffix, files[0])
+    if base != name:
+        suffix = of_volume = name[len(base) :]
+    return Pair(base, files, out / f"{base}{suffix}", out / f"{base}{of_volume}")
+
+
+def leaves(name: str) -> bool:
+    """Whether a result of this name would lie outside the folder of the results."""
+    return Path(name).is_absolute() or ".." in Path(os.path.normpath(name)).parts
+
+
+def volume_suffix(suffix: str, source: Path) -> str:
     """Of the file for a volume: that of its source if the format is one of images."""
     return suffix if images.is_medical(f"x{suffix}") else source.name[len(stem(source.name)) :]

@@ -1,0 +1,184 @@
+"""The command `batch`: on this machine, or on a cluster."""
+
+import functools
+import os
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ddfm.console import EVERY, err, out, plain, progress_bar
+from ddfm.errors import InputError
+from ddfm.options import (
+    INPUT,
+    OUTPUT,
+    Aligning,
+    Assume,
+    Crop,
+    Depth,
+    Device,
+    Normalise,
+    Overwrite,
+    Prior,
+    Rig,
+    align_from,
+    depth_from,
+    rig_from,
+)
+from ddfm.settings import FusionSettings
+
+if TYPE_CHECKING:
+    from ddfm.runs.execution import BatchResult
+
+RAY = "On a cluster"
+
+
+def batch(
+    sources: Annotated[
+        list[str], typer.Argument(help="A folder for each sensor, one folder of all, or a CSV with a row per scene.")
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", help="The folder of the results.", rich_help_panel=OUTPUT)],
+    settings: FusionSettings,
+    prior: Prior = "embedded",
+    device: Device = None,
+    depth: Depth = "same",
+    format: Annotated[str, typer.Option(help="png, tif, jpg or bmp; volumes keep theirs.")] = "png",
+    batch_size: Annotated[int | None, typer.Option(help="Images of one size through the network together.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
+    pattern: Annotated[
+        list[str], typer.Option(help="A name for each sensor: '{id}_T.jpg' '{id}_V.jpg'.", rich_help_panel=INPUT)
+    ] = [],  # noqa: B006
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the pairs and what would happen.")] = False,
+    align: Aligning = None,
+    assume_aligned: Assume = False,
+    rig: Rig = None,
+    crop: Crop = False,
+    normalise: Normalise = False,
+    overwrite: Overwrite = False,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: a cluster (docs/scale.md).", rich_help_panel=RAY)
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the cluster; auto: this machine's. (Default: none, start one.)", rich_help_panel=RAY),
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Workers. (Default: what fits.)", rich_help_panel=RAY)] = None,
+    num_cpus: Annotated[float, typer.Option(help="CPUs, and threads, of a worker.", rich_help_panel=RAY)] = 1,
+    num_gpus: Annotated[float, typer.Option(help="GPUs of a worker; 0.5: two share one.", rich_help_panel=RAY)] = 0,
+    metrics: Annotated[
+        str | None, typer.Option(help="Fusion metrics for the manifest, comma-separated.", rich_help_panel=RAY)
+    ] = None,
+) -> None:
+    """Fuse folders of images or volumes, matched by name; lists what could not be fused at the end.
+
+    Example: ddfm batch flight7 --pattern '{id}_T.jpg' '{id}_V.jpg' -o fused
+    """
+    bits = depth_from(depth)
+    # An option takes one value: the second pattern arrives among the sources.
+    patterns = [*pattern, *(path for path in sources if "{id}" in path and not os.path.exists(path))]
+    sources = [path for path in sources if path not in patterns]
+    pairs = sources[0] if len(sources) == 1 else sources
+    options: dict[str, Any] = {
+        "patterns": patterns,
+        "prior": prior,
+        "device": device,
+        "settings": settings,
+        "resume": resume,
+        "batch_size": batch_size,
+        "depth": bits,
+        "format": format,
+        "normalise": normalise,
+        "align": align_from(align, assume_aligned),
+        "rig": rig_from(rig),
+        "crop": crop,
+        "overwrite": overwrite,
+    }
+    cluster = {"address": address, "concurrency": concurrency, "num_cpus": num_cpus, "num_gpus": num_gpus}
+    if engine == "ray":
+        if dry_run:
+            raise InputError("--dry-run lists the pairs on this machine: leave --engine ray away for it.")
+        _on_cluster(pairs, output, metrics, options | cluster)
+        return
+    if engine != "local":
+        raise InputError(f"--engine is local or ray, not {engine[:80]}.")
+    if metrics or cluster != {"address": None, "concurrency": None, "num_cpus": 1, "num_gpus": 0}:
+        raise InputError("--address, --concurrency, --num-cpus, --num-gpus and --metrics are of --engine ray.")
+    from ddfm.runs.batch import batch as run_batch
+
+    with progress_bar() as bar:
+        task = bar.add_task("fusing", total=None)
+        result = run_batch(
+            pairs,
+            output,
+            dry_run=dry_run,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            **options,
+        )
+    _batch_report(result, dry_run)
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _batch_report(result: "BatchResult", dry_run: bool) -> None:
+    """What a batch did, or would do: a line for all on standard output, of a dry run one per pair before it."""
+
+    def say(text: str, console: Console = err) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    fused = {str(path) for path in result.fused}
+    for pair in result.pairs if dry_run else []:
+        target = pair.output if str(pair.output) in fused else pair.volume_output
+        what = "fails" if pair.name in result.failed else f"-> {target}" if str(target) in fused else "is complete"
+        say(f"{plain(pair.name)}: {' + '.join(map(plain, pair.sources))} {plain(what)}", out)
+    counts = f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed"
+    if dry_run:
+        say(f"would be: {counts}; nothing was written", out)
+    else:
+        time = f"{result.seconds:.1f} s, {result.network_share:.0%} of it fusing"
+        say(f"{counts} in {time}; {plain(result.manifest)}", out)
+    for path in result.unmatched:
+        say(f"unmatched: {plain(path)}")
+    for note in result.notes:
+        say(plain(note))
+    for name, findings in result.findings.items() if dry_run else []:
+        say(f"{plain(name)}: {plain(' '.join(findings))}")
+    if result.findings and not dry_run:
+        say(f"For {len(result.findings)} of them something was assumed: see `findings` in the manifest.")
+    for name, sentence in result.failed.items():
+        say(f"{plain(name)}: {plain(sentence)}")
+
+
+def _on_cluster(pairs: str | list[str], output: str, metrics: str | None, options: dict[str, Any]) -> None:
+    """`batch` on Ray, with its progress; exit code 1 where a pair failed."""
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise InputError("A cluster needs Ray: pip install ddfm[ray].") from None
+    from ddfm.evaluation.metrics import check_names, fusion_metrics
+    from ddfm.runs.cluster import Progress, batch_on_cluster
+
+    measure = metrics and functools.partial(fusion_metrics, names=check_names(metrics.split(",")))
+    last = time.monotonic()
+    with progress_bar() as bar:
+        task = bar.add_task("fusing", total=None)
+
+        def show(now: Progress) -> None:
+            nonlocal last
+            rate = f"{now.done / now.seconds:.1f} a second"
+            text = f"fusing, {rate}, {now.failed} failed"
+            bar.update(task, description=text, completed=now.done, total=now.total)
+            if not err.is_terminal and time.monotonic() - last > EVERY:
+                last = time.monotonic()
+                err.print(f"{now.done} of {now.total}, {rate}, {now.failed} failed", highlight=False)
+
+        result = batch_on_cluster(pairs, output, measure=measure, progress=show, **options)
+    counts = f"{result.fused} fused, {result.complete} complete before, {result.failed} failed"
+    out.print(f"{counts} in {result.seconds:.1f} s; {plain(result.manifest)}", highlight=False, soft_wrap=True)
+    notes = [*(f"unmatched: {path}" for path in result.unmatched), *result.notes]
+    notes += [f"{name}: {sentence}" for name, sentence in result.failures.items()]
+    notes += ["More failed: see `error` in the manifest."] if result.failed > len(result.failures) else []
+    for note in notes:
+        err.print(plain(note), highlight=False, soft_wrap=True)
+    if result.failed:
+        raise typer.Exit(1)

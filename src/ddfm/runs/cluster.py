@@ -1,0 +1,483 @@
+"""Archives beyond one machine: the same pairs and the same results as `batch`, as a stage of Ray Data.
+
+    rows = ray.data.read_parquet("s3://survey/pairs.parquet")  # name, sources, output
+    done = rows.map_batches(
+        FuseBatch, fn_constructor_kwargs={"out_dir": "s3://survey/fused"}, batch_size=16, concurrency=8, num_cpus=1
+    )
+    done.write_parquet("s3://survey/manifest")
+
+Beside the results, in `.ddfm/`, lies a record of each, written after it. A task that is run again, because its worker
+died or the job was resumed, verifies what is complete instead of doing it twice, and no worker needs another's memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset
+
+from ddfm.colour import luma
+from ddfm.errors import InputError
+from ddfm.io import images
+from ddfm.io.outputs import Outputs
+from ddfm.io.pairing import is_image_name, stem
+from ddfm.pipeline import DDFMPipeline
+from ddfm.registration import Align, Registration
+from ddfm.runs.batch import recorded_settings
+from ddfm.runs.execution import BatchResult, Run, existing, sentence_of
+from ddfm.runs.plan import Pair, Pairs, Plan, leaves, named_pair, plan, volume_suffix
+from ddfm.runs.records import RECORDS, Records, Row, fetched, is_remote
+from ddfm.runs.scene import Depth
+from ddfm.settings import FusionSettings
+
+MANIFEST = "manifest.parquet"
+ROWS = 16  # pairs a task: what is verified again where a worker dies
+SHOWN = 100  # failures that the driver keeps; the manifest has all
+
+# What `listing` makes and `FuseBatch` takes.
+LISTED = pa.schema(
+    [("name", pa.string()), ("sources", pa.list_(pa.string())), ("output", pa.string()), ("error", pa.string())]
+)
+# What comes out of `FuseBatch`, a row a pair.
+SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("status", pa.string()),  # fused, complete (before) or failed
+        ("output", pa.string()),
+        ("sha256", pa.string()),
+        ("sources", pa.list_(pa.string())),
+        ("source_sha256", pa.list_(pa.string())),
+        ("settings_sha256", pa.string()),
+        ("seconds", pa.float64()),
+        ("findings", pa.list_(pa.string())),
+        ("metrics", pa.string()),  # JSON
+        ("error", pa.string()),
+    ]
+)
+
+
+class FuseBatch:
+    """A callable class for `ray.data.Dataset.map_batches`: rows of file names in, a row of `SCHEMA` for each out.
+
+    A row has `sources` (two or more paths or URIs that fsspec opens) and optionally `output` (a path within `out_dir`),
+    or else `name` (else the first source's), and `error` (a sentence: not to be fused). A pair that fails, for whatever
+    reason, is a row with its sentence. Each worker loads the prior once.
+
+    Args:
+        out_dir: Path or URI that the results go to.
+        prior, device, settings, depth, format, normalise, align, rig, crop: As of `batch`; each pair's noise is the one
+            that `batch` gives it.
+        batch_size: As of `batch`; above 1 other images go together than in `batch`, and results differ by rounding.
+        resume: Leave alone what has a record of these settings and sources and is as it was written. Whatever it is,
+            what this very run completed is.
+        overwrite: Replace files that have no record. Sources never are.
+        measure: (fused, sources) -> {name: value}, such as `fusion_metrics`, of their luma in 0..255; None for nothing.
+        threads: torch's in this worker, the CPUs that the stage asks for; None leaves them alone.
+        run: Names the run that the workers of a stage belong to.
+
+    Raises:
+        InputError: the prior, the settings or the format cannot be used.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | os.PathLike[str],
+        *,
+        prior: str | Path = "embedded",
+        device: str | None = None,
+        settings: FusionSettings | None = None,
+        resume: bool = True,
+        overwrite: bool = False,
+        batch_size: int | None = None,
+        depth: Depth = "same",
+        format: str = "png",
+        normalise: bool = False,
+        align: Align | bool | None = None,
+        rig: Registration | None = None,
+        crop: bool = False,
+        measure: Callable[[np.ndarray, list[np.ndarray]], dict[str, float]] | None = None,
+        threads: int | None = None,
+        run: str = "",
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.out, self.settings, self.measure = str(out_dir).rstrip("/"), settings or FusionSettings(), measure
+        self.depth, self.overwrite, self.suffix = depth, overwrite, _suffix(format)
+        self.pipe = DDFMPipeline.from_prior(prior, device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.together = batch_size or (1 if self.pipe.device.type == "cpu" else 8)
+        self.reading = {"normalise": normalise, "align": align, "rig": rig, "crop": crop}
+        options: Row = {
+            "depth": depth,
+            "format": self.suffix,
+            "normalise": normalise,
+            "align": align or None,
+            "crop": crop,
+        }
+        options |= {"rig": rig and rig.as_dict()}
+        recorded = json.dumps(recorded_settings(self.pipe, self.settings) | options, sort_keys=True)
+        self.digest, self.resume, self.run = hashlib.sha256(recorded.encode()).hexdigest(), resume, run
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        """Fuse a block of rows, columns as arrays, in their order."""
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        with tempfile.TemporaryDirectory(prefix="ddfm-") as folder:
+            return pa.Table.from_pylist(self._fused(rows, Path(folder)), SCHEMA)
+
+    def _fused(self, rows: list[Row], folder: Path) -> list[Row]:
+        """`Run` on copies of what lies elsewhere."""
+        records = Records(self.out, self.digest, self.resume, self.run)
+        pairs: list[Pair | None] = []
+        failed: dict[int, str] = {}
+        for k, row in enumerate(rows):
+            try:
+                pairs.append(pair := self._pair(row, folder / str(k)))
+                records.expect(pair)
+            except Exception as error:  # whatever it is, the others go on
+                failed[k] = sentence_of(error)
+                pairs.append(None)
+        result = BatchResult(Path(MANIFEST), [pair for pair in pairs if pair])
+        try:
+            Run(records, result, self.depth, self.reading, self.overwrite, self.together).fuse(
+                self.pipe, self.settings, None
+            )
+        except InputError as error:  # the settings do not suit such pairs
+            done = {*records.added, *result.failed}
+            result.failed |= {pair.name: str(error) for pair in result.pairs if pair.name not in done}
+        each = enumerate(zip(rows, pairs, strict=True))
+        return [self._row(row, pair, result, records, failed.get(k)) for k, (row, pair) in each]
+
+    def _pair(self, row: Row, folder: Path) -> Pair:
+        """Of files on this machine: copies, in `folder`, of those that are not. Raises InputError."""
+        uris, given = [str(source) for source in row["sources"]], row.get("output")
+        if row.get("error"):
+            raise InputError(str(row["error"]))
+        if len(uris) < 2 or not all(uris) or len(set(uris)) < len(uris):
+            raise InputError(f"A pair needs two sources or more, each once; this one has {', '.join(uris) or 'none'}.")
+        name = str(given or row.get("name") or stem(posixpath.basename(uris[0])))
+        if leaves(name):
+            raise InputError(f"{images.quoted(name)} is outside the folder of the results.")
+        out = folder / "out" if is_remote(self.out) else Path(self.out)
+        sources = [fetched(uri, folder / str(k)) if is_remote(uri) else Path(uri) for k, uri in enumerate(uris)]
+        if given:
+            pair = named_pair(name, sources, out, self.suffix)
+        else:
+            of_volume = volume_suffix(self.suffix, sources[0])
+            pair = Pair(name, sources, out / f"{name}{self.suffix}", out / f"{name}{of_volume}")
+        outputs = Outputs(sources, overwrite=True)
+        outputs.folder(pair.output.parent)
+        for output in {pair.output, pair.volume_output}:
+            outputs.claim(output)
+            if output.is_symlink():
+                raise InputError(f"{images.quoted(output)} is a link; remove it or choose another folder.")
+            if output.parent.resolve() in {source.parent.resolve() for source in sources}:
+                raise InputError(f"The results cannot go to {images.quoted(output.parent)}: it is a folder of sources.")
+        return pair
+
+    def _row(self, row: Row, pair: Pair | None, result: BatchResult, records: Records, error: str | None) -> Row:
+        name = pair.name if pair else str(row.get("output") or row.get("name") or "")
+        error = error or result.failed.get(name)
+        out: Row = {"name": name, "sources": [str(source) for source in row["sources"]], "error": error}
+        line = records.lines.get(name)
+        if error or line is None or pair is None:
+            return out | {"status": "failed", "error": error or "It was not fused."}
+        measured = self._measured(pair, line) if self.measure else None
+        return out | {
+            "status": "fused" if name in records.added else "complete",
+            "output": f"{self.out}/{line['output']}",
+            "sha256": line["sha256"],
+            "source_sha256": line["sources"],
+            "settings_sha256": line["settings"],
+            "seconds": line.get("seconds"),
+            "findings": line.get("findings", []),
+            "metrics": measured,
+        }
+
+    def _measured(self, pair: Pair, line: Row) -> str | None:
+        """JSON; None of a volume and of sources that do not lie pixel on pixel as they are."""
+        if not (self.measure and line["kind"]) or line.get("registrations"):
+            return None
+        fused = pair.output.parent / posixpath.basename(line["output"])
+        grey = [255 * luma(images.read(path).pixels) for path in [fused, *pair.sources]]
+        return json.dumps(self.measure(grey[0], grey[1:]))
+
+
+@dataclass
+class Progress:
+    """How far a run on a cluster is; `total` is None while it is not known."""
+
+    total: int | None
+    done: int = 0
+    fused: int = 0
+    complete: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class ClusterResult(Progress):
+    """What `batch_on_cluster` did.
+
+    Attributes:
+        manifest: Parquet of `SCHEMA`.
+        failures: {name: sentence} of the first that could not be fused; the manifest has all.
+        unmatched, notes: As of `BatchResult`.
+    """
+
+    manifest: str = ""
+    failures: dict[str, str] = field(default_factory=dict)
+    unmatched: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def batch_on_cluster(
+    pairs: Pairs,
+    out_dir: str | os.PathLike[str],
+    *,
+    patterns: Sequence[str] = (),
+    format: str = "png",
+    depth: Depth = "same",
+    resume: bool = False,
+    overwrite: bool = False,
+    address: str | None = None,
+    concurrency: int | None = None,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> ClusterResult:
+    """`batch` on Ray: the same results whatever the number of workers, byte for byte where images are fused one by one.
+
+    Args:
+        pairs: As of `batch`; a table, CSV or Parquet, may be a URI, and so may what it names. It is never read whole.
+        out_dir: Path or URI. All nodes must see it.
+        patterns, format, depth, resume, overwrite: As of `batch`.
+        address: Of the cluster; "auto" for the one that this machine belongs to. None: the one that `ray.init` was
+            called for, or else this machine.
+        concurrency: Workers; None for as many as the cluster has CPUs or GPUs for.
+        num_cpus, num_gpus: Of each worker; a worker computes with that many threads. Two may share a GPU at 0.5.
+        progress: Called after every block.
+        options: Of `FuseBatch`.
+
+    Raises:
+        InputError: what concerns all pairs.
+    """
+    if num_cpus < 1 and not num_gpus:
+        raise InputError(f"A worker needs 1 CPU or more, or part of a GPU, not {num_cpus} CPUs.")
+    out = str(out_dir).rstrip("/")
+    images.check_target(
+        existing(Path("." if is_remote(out) else out)) / f"x{_suffix(format)}", 8 if depth == "same" else depth
+    )
+    if not (resume or overwrite) and _exists(f"{out}/{RECORDS}"):
+        raise InputError(
+            f"{images.quoted(out)} has the results of an earlier run: go on with it (--resume), replace them "
+            "(--overwrite), or choose another folder."
+        )
+    _start(address)
+    rows, total, found = listing(pairs, out, patterns)
+    if total is None:
+        total = _refuse_doubles(rows)
+    workers = _workers(concurrency, num_cpus, num_gpus)
+    arguments = options | {"format": format, "depth": depth, "resume": resume, "overwrite": overwrite}
+    arguments |= {"threads": max(1, int(num_cpus)), "run": uuid.uuid4().hex}
+    fused = rows.map_batches(
+        FuseBatch,
+        fn_constructor_args=(out,),
+        fn_constructor_kwargs=arguments,
+        batch_size=ROWS,
+        compute=ActorPoolStrategy(size=workers),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    result = ClusterResult(total, manifest=f"{out}/{MANIFEST}", unmatched=found.unmatched, notes=found.findings)
+    start = time.perf_counter()
+    try:
+        with _table(result.manifest) as manifest:
+            for block in fused.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+                assert isinstance(block, pa.Table)
+                manifest.write_table(block.cast(SCHEMA))
+                for name, status, error in zip(
+                    *(block[key].to_pylist() for key in ("name", "status", "error")), strict=True
+                ):
+                    setattr(result, status, getattr(result, status) + 1)
+                    if error and len(result.failures) < SHOWN:
+                        result.failures[name] = error
+                result.done, result.seconds = result.done + len(block), time.perf_counter() - start
+                if progress:
+                    progress(result)
+    except ray.exceptions.RayError as error:
+        raise _root(error) from error
+    return result
+
+
+def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Dataset, int | None, Plan]:
+    """The rows of `FuseBatch`, how many they are if that is known, and what was decided about names.
+
+    A table stays where it is: Ray reads it block by block. Folders are listed here.
+
+    Raises:
+        InputError: a folder or the table cannot be used.
+    """
+    paths = [str(pairs)] if isinstance(pairs, (str, os.PathLike)) else [str(path) for path in pairs]
+    if len(paths) == 1 and not os.path.isdir(paths[0]):
+        if patterns:
+            raise InputError(f"{images.quoted(paths[0])} is no folder: patterns are of the names in a folder.")
+        return _table_rows(paths[0]), None, Plan([])
+    found = plan(paths, Path(out), ".png", patterns)
+    rows = [
+        {"name": pair.name, "sources": [os.path.abspath(source) for source in pair.sources]} for pair in found.pairs
+    ]
+    data = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // ROWS)))
+    return data, len(rows), found
+
+
+def _table_rows(path: str) -> Dataset:
+    """A column for each sensor and optionally `output`, as of `batch`; or the columns of `FuseBatch` themselves."""
+    parent = posixpath.dirname(path) if is_remote(path) else os.path.dirname(os.path.abspath(path))
+    try:
+        if path.endswith((".parquet", ".pq")):
+            table = ray.data.read_parquet(path)
+            header = list(table.schema().names)
+        else:
+            with fsspec.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+                header = next(csv.reader(file), [])
+            table = ray.data.read_text(path, encoding="utf-8-sig")
+    except (OSError, ValueError, csv.Error, pa.ArrowException, ray.exceptions.RayError) as error:
+        raise InputError(f"Cannot read {images.quoted(path)}: {str(error).splitlines()[0]}.") from error
+    sensors = [name for name in header if name not in ("name", "output", "error")]
+    if "sources" not in header and (len(sensors) < 2 or any(map(is_image_name, header))):
+        raise InputError(
+            f"{images.quoted(path)} needs a header and a column for each sensor; it has {', '.join(header) or 'none'}."
+        )
+
+    def rows(batch: dict[str, np.ndarray]) -> pa.Table:
+        if "sources" in batch:
+            listed = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        elif "text" in batch and "text" not in header:
+            cells = [row for row in csv.reader(batch["text"]) if row != header]
+            listed = [_row_of(header, row, sensors) for row in cells]
+        else:
+            listed = [_row_of(list(batch), list(values), sensors) for values in zip(*batch.values(), strict=True)]
+        for row in listed:
+            row["sources"] = [_beside(parent, str(source)) for source in row["sources"]]
+        return pa.Table.from_pylist(listed, LISTED)
+
+    return table.map_batches(rows, batch_size=4096).repartition(target_num_rows_per_block=ROWS)
+
+
+def _row_of(header: list[str], cells: list[Any], sensors: list[str]) -> Row:
+    row: Row = dict(zip(header, cells, strict=False))
+    out: Row = {"sources": [row[sensor] for sensor in sensors if row.get(sensor)], "output": row.get("output") or None}
+    if len(cells) > len(header) or len(out["sources"]) < len(sensors):
+        out["error"] = f"The row {','.join(map(str, cells))[:200]} needs {len(sensors)} sources."
+    return out
+
+
+def _beside(parent: str, cell: str) -> str:
+    return cell if not cell or is_remote(cell) or os.path.isabs(cell) else f"{parent}/{cell}"
+
+
+def _refuse_doubles(rows: Dataset) -> int:
+    """How many rows there are, if no two write one file: told by 64 bits of a hash, 8 MB of a million names here."""
+
+    def hashed(batch: dict[str, np.ndarray]) -> Row:
+        each = zip(batch["output"], batch["name"], batch["sources"], strict=True)
+        names = [
+            stem(os.path.normpath(output)) if output else name or stem(posixpath.basename([*sources, ""][0]))
+            for output, name, sources in each
+        ]
+        digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names]
+        return {"hash": np.frombuffer(b"".join(digests), np.uint64)}
+
+    hashes = rows.map_batches(hashed, batch_size=4096)
+    every = np.concatenate([np.zeros(0, np.uint64), *(block["hash"] for block in hashes.iter_batches(batch_size=None))])
+    if len(every) > len(np.unique(every)):
+        raise InputError("Two rows write one file: give each an `output` of its own.")
+    return len(every)
+
+
+def _workers(wanted: int | None, num_cpus: float, num_gpus: float) -> int:
+    """How many; one CPU of the cluster is left to the stages that handle names, or they would wait for ever."""
+    have = ray.cluster_resources()
+    most = (have.get("CPU", 1) - 1) / num_cpus if num_cpus else float("inf")
+    if num_gpus:
+        most = min(most, have.get("GPU", 0) / num_gpus)
+    if (wanted or 1) > most:
+        raise InputError(
+            f"The cluster has {have.get('CPU', 0):g} CPUs and {have.get('GPU', 0):g} GPUs; {wanted or 1} workers of "
+            f"{num_cpus:g} CPUs and {num_gpus:g} GPUs each, and one CPU for the listing, do not fit."
+        )
+    return wanted or int(most)
+
+
+def _start(address: str | None) -> None:
+    """A cluster, if there is none yet in this process."""
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        cpus = None if address else (os.cpu_count() or 1) + 1  # one for the listing, see `_workers`
+        try:
+            ray.init(
+                address=address,
+                num_cpus=cpus,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(f"No Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+    ray.data.DataContext.get_current().enable_progress_bars = False  # `progress` is called instead
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _root(error: BaseException) -> Exception:
+    """The InputError that a worker raised, if that is what ended the run: of the prior, say."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, InputError):
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return seen if isinstance(seen, InputError) else InputError(f"The cluster ended the run: {lines[-1].strip()}")
+
+
+def _exists(path: str) -> bool:
+    files, where = fsspec.core.url_to_fs(path)
+    return bool(files.exists(where))
+
+
+@contextlib.contextmanager
+def _table(path: str) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file of `SCHEMA`, in place when it is whole; of an interrupted run with what there is."""
+    files, where = fsspec.core.url_to_fs(path)
+    files.makedirs(posixpath.dirname(where), exist_ok=True)
+    part = f"{where}.part"
+    with files.open(part, "wb") as file:
+        writer = pq.ParquetWriter(file, SCHEMA)
+        try:
+            yield writer
+        finally:
+            writer.close()
+    files.mv(part, where)
+
+
+def _suffix(format: str) -> str:
+    return f".{format.lstrip('.').lower()}"
