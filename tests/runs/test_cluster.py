@@ -240,12 +240,12 @@ def test_workers_that_die_and_nodes_that_come_and_go_change_nothing(nodes, prior
     settings = FusionSettings(num_inference_steps=60, likelihood="paper")
     one = batch(pairs, tmp_path / "one", prior=prior, device="cpu", settings=settings)
     assert len(one.fused) == 200
-    rng, killed, stop = random.Random(0), [], threading.Event()
+    rng, killed, stop, extra = random.Random(0), [], threading.Event(), nodes.add_node(num_cpus=2)
 
     def kill() -> None:
-        extra = nodes.add_node(num_cpus=2)
+        nonlocal extra
         while not stop.is_set() and len(killed) < 10:
-            time.sleep(rng.uniform(0.5, 2))
+            time.sleep(rng.uniform(0.1, 0.5))
             if len(list((tmp_path / "out").glob("*.png"))) > 18 * len(killed) + 2 and (there := workers()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(rng.choice(there), signal.SIGKILL)

@@ -295,7 +295,7 @@ def batch_on_cluster(
     _start(address)
     rows, total, found = listing(pairs, out, patterns)
     if total is None:
-        total = _refuse_doubles(rows)
+        total = refuse_doubles(rows)
     workers = _workers(concurrency, num_cpus, num_gpus)
     arguments = options | {"format": format, "depth": depth, "resume": resume, "overwrite": overwrite}
     arguments |= {"threads": max(1, int(num_cpus)), "run": uuid.uuid4().hex}
@@ -398,7 +398,7 @@ def _beside(parent: str, cell: str) -> str:
     return cell if not cell or is_remote(cell) or os.path.isabs(cell) else f"{parent}/{cell}"
 
 
-def _refuse_doubles(rows: Dataset) -> int:
+def refuse_doubles(rows: Dataset) -> int:
     """How many rows there are, if no two write one file: told by 64 bits of a hash, 8 MB of a million names here."""
 
     def hashed(batch: dict[str, np.ndarray]) -> Row:
