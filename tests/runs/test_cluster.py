@@ -6,8 +6,8 @@ import json
 import os
 import random
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -240,31 +240,24 @@ def test_workers_that_die_and_nodes_that_come_and_go_change_nothing(nodes, prior
     settings = FusionSettings(num_inference_steps=60, likelihood="paper")
     one = batch(pairs, tmp_path / "one", prior=prior, device="cpu", settings=settings)
     assert len(one.fused) == 200
-    rng, killed, stop, extra = random.Random(0), [], threading.Event(), nodes.add_node(num_cpus=2)
-
-    def kill() -> None:
-        nonlocal extra
-        while not stop.is_set() and len(killed) < 10:
+    rng, killed, extra = random.Random(0), 0, nodes.add_node(num_cpus=2)
+    with ThreadPoolExecutor(1) as pool:  # Ray adds nodes from the main thread only
+        run = pool.submit(batch_on_cluster, pairs, tmp_path / "out", prior=prior, device="cpu", settings=settings,
+                          concurrency=2)  # fmt: skip
+        while not run.done():
             time.sleep(rng.uniform(0.1, 0.5))
-            if len(list((tmp_path / "out").glob("*.png"))) > 18 * len(killed) + 2 and (there := workers()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rng.choice(there), signal.SIGKILL)
-                    killed.append(time.monotonic())
-            if len(killed) == 4 and extra is not None:
+            there = workers() if len(list((tmp_path / "out").glob("*.png"))) > 16 * killed + 2 else []
+            if not there or killed == 10:
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(there), signal.SIGKILL)
+                killed += 1
+            if killed == 4:
                 nodes.remove_node(extra, allow_graceful=False)
-                extra = None
-            if len(killed) == 7 and extra is None:
+            if killed == 7:
                 nodes.add_node(num_cpus=2)
-                extra = nodes
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        done = batch_on_cluster(pairs, tmp_path / "out", prior=prior, device="cpu", settings=settings, concurrency=2)
-    finally:
-        stop.set()
-        killer.join()
-    assert len(killed) == 10
+        done = run.result()
+    assert killed == 10
     assert (done.fused + done.complete, done.failed) == (200, 0)
     assert files(tmp_path / "out") == files(tmp_path / "one")
     listed = [row["name"] for row in rows(tmp_path / "out")]
