@@ -89,9 +89,10 @@ def listing_memory(folder: Path, count: int) -> None:
         f"{total} rows listed and compared in {time.perf_counter() - start:.0f} s: {peak() - before:.0f} MiB",
         flush=True,
     )
-    blocks = sum(1 for _ in rows.iter_batches(batch_size=None, batch_format="pyarrow"))
+    blocks = rows.repartition(target_num_rows_per_block=ROWS).iter_batches(batch_size=None, batch_format="pyarrow")
+    count = sum(1 for _ in blocks)
     print(
-        f"and passed on in {blocks} blocks, {time.perf_counter() - start:.0f} s: {peak() - before:.0f} MiB above start"
+        f"and passed on in {count} blocks, {time.perf_counter() - start:.0f} s: {peak() - before:.0f} MiB above start"
     )
 
 

@@ -1,11 +1,13 @@
 """Palettes: a source as colour over the fused image, where it has data, and nowhere else."""
 
+import cv2
 import numpy as np
 import pytest
 
 from ddfm.errors import InputError
+from ddfm.io import images
 from ddfm.io.images import Image
-from ddfm.palettes import PALETTES, overlaid, painted
+from ddfm.palettes import PALETTES, is_false_colour, overlaid, painted
 from ddfm.registration import from_matrix
 from ddfm.runs.scene import Scene
 
@@ -48,3 +50,33 @@ def test_a_narrow_thermal_is_coloured_only_where_it_looked():
     assert shown[24, 32, 0] > 0.9
     with pytest.raises(InputError, match="grey"):
         Scene([photo, photo]).overlaid(photo.pixels, "ironbow")
+
+
+def blobs(seed: int, height: int = 96, width: int = 128) -> np.ndarray:
+    """A smooth grey image over all of [0, 1]."""
+    noise = cv2.GaussianBlur(np.random.default_rng(seed).uniform(0, 1, (height, width)), (0, 0), 8)
+    return (noise - noise.min()) / (noise.max() - noise.min())
+
+
+@pytest.mark.parametrize("palette", PALETTES)
+def test_a_palette_is_told_also_behind_jpeg(palette):
+    jpeg = cv2.imencode(".jpg", 255 * painted(blobs(0), palette), [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    assert is_false_colour(cv2.imdecode(jpeg, cv2.IMREAD_COLOR) / np.float32(255))
+
+
+def test_photos_sepia_and_grey_are_not_palettes():
+    assert not is_false_colour(np.dstack([blobs(k) for k in (1, 2, 3)]))
+    assert not is_false_colour(np.dstack([blobs(1)] * 3))
+    assert not is_false_colour(blobs(1)[..., None] * [0.9, 0.7, 0.5])
+
+
+def test_beside_a_photo_a_painted_thermal_image_is_its_brightness(tmp_path):
+    photo = np.dstack([blobs(k) for k in (1, 2, 3)]).astype(np.float32)
+    thermal = painted(blobs(0), "ironbow")
+    images.write(tmp_path / "photo.png", photo, 8)
+    images.write(tmp_path / "thermal.png", thermal, 8)
+    scene = Scene.read([tmp_path / "thermal.png", tmp_path / "photo.png"])
+    assert [source.pixels.ndim for source in scene.sources] == [2, 3]
+    assert any("thermal.png has the colours of a palette" in finding for finding in scene.findings)
+    alone = Scene.read([tmp_path / "thermal.png", tmp_path / "thermal.png"])  # whose colours else?
+    assert [source.pixels.ndim for source in alone.sources] == [3, 3]

@@ -1,4 +1,4 @@
-"""False colours for display: one source as a palette's colours over the fused image."""
+"""False colours: one source as a palette's colours over the fused image, and which sources came that way."""
 
 from __future__ import annotations
 
@@ -16,6 +16,13 @@ PALETTES = {
     "hot": cv2.COLORMAP_HOT,
     "turbo": cv2.COLORMAP_TURBO,
 }
+
+
+# Of 451 photos none has colours in a curve by these, of thermal images most (see `is_false_colour`).
+SAMPLES = 8000  # colours looked at
+NEAR = 0.12  # colours as near as this, of a cube of side 1, show which way the curve runs
+WIDTH = 0.04  # its variance across, relative to that along it
+HUES = 0.045  # spread of the second direction of hues
 
 
 def painted(values: np.ndarray, palette: str) -> np.ndarray:
@@ -52,3 +59,28 @@ def overlaid(
     share = blend if where is None else blend * where[..., None]
     mixed: np.ndarray = np.clip(fused + share * (colours - fused), 0, 1).astype(np.float32)
     return mixed
+
+
+def is_false_colour(pixels: np.ndarray) -> bool:
+    """Whether an image (H, W, 3) in [0, 1] shows one quantity by a palette, as thermal cameras save it.
+
+    Its colours then lie along a curve that bends through hues: near each of them the others spread in one direction,
+    and all of them in more than one hue. Seen where the image is smooth, since edges and JPEG mix colours. A scale or a
+    logo in a corner does no harm; sepia and grey are one hue and are not meant.
+    """
+    height, width = pixels.shape[:2]
+    image = pixels.astype(np.float32)
+    mean = cv2.blur(image, (5, 5))
+    unrest = np.maximum(cv2.blur(image * image, (5, 5)) - mean * mean, 0).sum(-1).ravel()
+    smooth = np.flatnonzero(unrest <= np.median(unrest))
+    colours = mean.reshape(height * width, 3)[smooth[:: max(1, len(smooth) // SAMPLES)]]
+    hues = np.linalg.eigvalsh(np.cov((colours - colours.mean(axis=1, keepdims=True)).T))
+    if hues[1] < HUES**2:
+        return False
+    widths = []
+    for colour in colours[:: max(1, len(colours) // 200)]:
+        near = colours[((colours - colour) ** 2).sum(-1) < NEAR**2]
+        if len(near) > 8:
+            spread = np.linalg.eigvalsh(np.cov(near.T))
+            widths.append((spread[0] + spread[1]) / max(spread[2], 1e-9))
+    return bool(widths) and float(np.median(widths)) < WIDTH

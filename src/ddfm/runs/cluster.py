@@ -299,7 +299,7 @@ def batch_on_cluster(
     workers = _workers(concurrency, num_cpus, num_gpus)
     arguments = options | {"format": format, "depth": depth, "resume": resume, "overwrite": overwrite}
     arguments |= {"threads": max(1, int(num_cpus)), "run": uuid.uuid4().hex}
-    fused = rows.map_batches(
+    fused = rows.repartition(target_num_rows_per_block=ROWS).map_batches(
         FuseBatch,
         fn_constructor_args=(out,),
         fn_constructor_kwargs=arguments,
@@ -307,9 +307,7 @@ def batch_on_cluster(
         compute=ActorPoolStrategy(size=workers),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        max_restarts=-1,
-        max_task_retries=-1,
-    )
+    )  # workers that die are restarted and what they had is done again, without end: Ray Data's own settings
     result = ClusterResult(total, manifest=f"{out}/{MANIFEST}", unmatched=found.unmatched, notes=found.findings)
     start = time.perf_counter()
     try:
@@ -348,8 +346,7 @@ def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Datas
     rows = [
         {"name": pair.name, "sources": [os.path.abspath(source) for source in pair.sources]} for pair in found.pairs
     ]
-    data = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // ROWS)))
-    return data, len(rows), found
+    return ray.data.from_items(rows), len(rows), found
 
 
 def _table_rows(path: str) -> Dataset:
@@ -383,7 +380,7 @@ def _table_rows(path: str) -> Dataset:
             row["sources"] = [_beside(parent, str(source)) for source in row["sources"]]
         return pa.Table.from_pylist(listed, LISTED)
 
-    return table.map_batches(rows, batch_size=4096).repartition(target_num_rows_per_block=ROWS)
+    return table.map_batches(rows, batch_size=4096)
 
 
 def _row_of(header: list[str], cells: list[Any], sensors: list[str]) -> Row:

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ddfm.colour import lends_colour
+from ddfm.colour import lends_colour, luma
 from ddfm.errors import InputError
 from ddfm.io import images, thermal
 from ddfm.io.files import quoted
 from ddfm.io.images import Image, Range
 from ddfm.io.outputs import Outputs
-from ddfm.palettes import overlaid
+from ddfm.palettes import is_false_colour, overlaid
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -90,7 +90,10 @@ class Scene:
         sources = [images.read_any(path, normalise, value_range, window) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         medical = any(source.header is not None for source in sources)
-        if medical:
+        if not medical:
+            sources, said = _without_false_colours(sources)
+            findings += said
+        else:
             from ddfm.registration import volumes
 
             findings += volumes.check_patients(sources, allow_different_patients)
@@ -320,6 +323,22 @@ def _generators(seed: int, n: int) -> list[torch.Generator]:
     import torch
 
     return [torch.Generator().manual_seed(seed) for _ in range(n)]
+
+
+def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]]:
+    """Beside a photo, an image painted with a palette by its brightness: its colours would mix into the photo's."""
+    coloured = [source for source in sources if source.pixels.ndim == 3]
+    if len(coloured) < 2:
+        return sources, []
+    painted = [source for source in coloured if is_false_colour(source.pixels)]
+    if len(painted) == len(coloured):
+        return sources, []
+    said = [
+        f"{_name(source)} has the colours of a palette: its brightness is fused, the colours are those of the photo."
+        for source in painted
+    ]
+    grey = [replace(x, pixels=luma(x.pixels)) if any(x is p for p in painted) else x for x in sources]
+    return grey, said
 
 
 def _check_options(sources: list[Image], medical: bool, frame: int, window: Window | None, rigid: bool) -> None:
