@@ -213,6 +213,12 @@ def test_what_cannot_be_is_refused_in_a_sentence(pipe, pair, options, word):
     assert str(caught.value)[-1] == "." and "\n" not in str(caught.value)
 
 
+def test_a_mask_is_not_ignored(pipe):
+    image = np.ma.array(np.full((32, 32), 0.5, np.float32), mask=np.eye(32, dtype=bool))
+    with pytest.raises(InputError, match="masked"):
+        pipe([image, image])
+
+
 def test_whole_numbers_of_numpy_are_whole_numbers(pipe, pair):
     options = {"seed": np.int64(3), "num_inference_steps": np.int32(2), "num_samples": np.uint8(1)}
     assert np.array_equal(pipe(pair, **options).images, pipe(pair, seed=3, num_inference_steps=2).images)

@@ -154,3 +154,84 @@ def test_damage(tmp_path, kind, capfd):
         else:
             assert pixels.ndim == 2 and pixels.min() >= 0 and pixels.max() <= 1
     assert capfd.readouterr() == ("", "")
+
+
+def changed(data: bytes, **elements) -> bytes:
+    """A DICOM file with some elements set."""
+    dataset, buffer = pydicom.dcmread(io.BytesIO(data)), io.BytesIO()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    pydicom.dcmwrite(buffer, pydicom.filewriter.correct_ambiguous_vr(dataset, True))
+    return buffer.getvalue()
+
+
+def compressed(data: bytes, syntax: str, frame: bytes) -> bytes:
+    """A DICOM file whose only frame is these bytes."""
+    dataset, buffer = pydicom.dcmread(io.BytesIO(data)), io.BytesIO()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.PixelData = pydicom.encaps.encapsulate([frame])
+    dataset["PixelData"].is_undefined_length = True
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_dicom_in_jpeg_2000_is_read(tmp_path):
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values, data = dicom()
+    stored = ((values[0] + 1024) / 2).astype(np.int16)
+    packed = imagecodecs.jpeg2k_encode(stored, reversible=True, codecformat="j2k")
+    (tmp_path / "a.dcm").write_bytes(compressed(data, pydicom.uid.JPEG2000Lossless, packed))
+    image = medical.read_volume(tmp_path / "a.dcm")
+    np.testing.assert_allclose(image.restore(image.pixels)[0], values[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("syntax", ["JPEGLosslessSV1", "JPEGLSLossless", "HTJ2KLossless", "MPEG2MPML"])
+def test_a_decoder_that_is_missing_is_named(tmp_path, syntax):
+    uid = getattr(pydicom.uid, syntax)
+    missing = syntax != "MPEG2MPML"  # which no package of pydicom's decodes
+    if missing and pydicom.pixels.get_decoder(uid).is_available:
+        pytest.skip(f"there is a decoder of {uid.name} here")
+    (tmp_path / "a.dcm").write_bytes(compressed(dicom()[1], uid, bytes(100)))
+    with pytest.raises(InputError, match="install pylibjpeg" if missing else "cannot be read; save it uncompressed"):
+        images.read_any(tmp_path / "a.dcm")
+
+
+def test_padding_is_background_and_said(tmp_path):
+    values, data = dicom()
+    stored = ((values[0] + 1024) / 2).astype(np.int16)
+    stored[:3] = -2000
+    padded = changed(data, PixelPaddingValue=-2000, PixelData=stored.tobytes())
+    (tmp_path / "a.dcm").write_bytes(padded)
+    image = images.read_any(tmp_path / "a.dcm")
+    assert not image.pixels[..., :3, :].any() and image.low >= values.min() and "padding" in " ".join(image.findings)
+
+
+def test_values_beyond_all_units_are_refused(tmp_path):
+    values = VOXELS.astype(np.float64)
+    values[0, 0, 0] = 1e200
+    nibabel.save(nibabel.Nifti1Image(values, AFFINE), tmp_path / "a.nii")
+    with pytest.raises(InputError, match=r"1e\+200"):
+        images.read_any(tmp_path / "a.nii")
+
+
+def test_nifti_2_and_names_of_two_lines(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(VOXELS, AFFINE), tmp_path / "two.nii")
+    nibabel.save(nibabel.Nifti1Image(VOXELS, AFFINE), tmp_path / "one.nii")
+    two, one = (images.read_any(tmp_path / f"{name}.nii") for name in ("two", "one"))
+    np.testing.assert_array_equal(two.pixels, one.pixels)
+    medical.write_volume(tmp_path / "it's\n.nii.gz", one.pixels, one)
+    assert gzip.decompress((tmp_path / "it's\n.nii.gz").read_bytes())[344:347] == b"n+1"
+
+
+def test_a_derived_dicom_is_an_object_of_its_own(tmp_path):
+    """Neither the scanner's class of object nor its thumbnail; the sources are named."""
+    thumbnail = pydicom.dataset.Dataset()
+    thumbnail.Rows = thumbnail.Columns = 1
+    (tmp_path / "a.dcm").write_bytes(changed(dicom()[1], IconImageSequence=[thumbnail]))
+    image = medical.read_volume(tmp_path / "a.dcm")
+    medical.write_volume(tmp_path / "f.dcm", image.pixels, image, [image, image])
+    before, after = (pydicom.dcmread(tmp_path / name) for name in ("a.dcm", "f.dcm"))
+    assert "IconImageSequence" not in after and after.SOPClassUID != before.SOPClassUID
+    assert after.SOPInstanceUID != before.SOPInstanceUID and after.ImageType[0] == "DERIVED"
+    assert "Fused" in after.DerivationDescription
+    assert after.SourceImageSequence[0].ReferencedSOPInstanceUID == before.SOPInstanceUID
