@@ -16,7 +16,7 @@ from ddfm.prior import load_prior
 from ddfm.prior.train import TrainingConfig, denoising_psnr, learning_rate, new_unet, noise_levels, train
 from ddfm.prior.training_data import HELD_OUT, Batches, blockiness, random_crops, scales, split, subject
 
-TINY = TrainingConfig(channels=(8, 16), blocks=(1, 1), steps=6, batch_size=4, crop=16, learning_rate=1e-2, decay=0.5)
+TINY = TrainingConfig(channels=(8, 16), blocks=(1, 1), steps=6, batch_size=4, crop=16, learning_rate=0.1, decay=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def same(one, other):
 
 
 def assert_same_run(one, other):
-    for key in ("net", "ema", "opt", "step"):
+    for key in ("net", "ema", "optimizers", "step"):
         assert same(one[key], other[key]), key
 
 
@@ -226,7 +226,7 @@ def test_held_out_images_smaller_than_a_crop_are_said_and_skipped(data, tmp_path
 
 def test_a_checkpoint_without_its_keys_is_refused(data, whole, tmp_path):
     state = checkpoint_of(whole)
-    del state["opt"]
+    del state["optimizers"]
     torch.save(state, tmp_path / "checkpoint.pt")
     assert "checkpoint.pt" in refused(data, tmp_path)
 
