@@ -4,7 +4,7 @@
 
 DATA is the training folder. Each candidate sees the same crops and the same noise; RUNS keeps a folder for each, and a
 second call goes on where the first stopped. PSNR in dB on 12 held-out images of each folder; milliseconds are the
-least of five evaluations at 640x480 in float32, in turn, so that all share the machine's weather.
+least of five evaluations at 640x480, in turn, so that all share the machine's load; the embedded prior is timed beside.
 """
 
 import argparse
@@ -28,6 +28,8 @@ CANDIDATES = {
     "32-64-96-128": TrainingConfig(channels=(32, 64, 96, 128)),
 }
 
+EMBEDDED = "embedded"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -42,23 +44,28 @@ def main() -> None:
         train(args.data, folder, replace(CANDIDATES[name], steps=args.steps))
 
     x = torch.randn(1, 1, 480, 640)
-    priors = {name: load_prior(folder / "prior") for name, folder in folders.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in priors}
-    with torch.inference_mode():
+    priors = {name: load_prior(folder / "prior") for name, folder in folders.items()} | {EMBEDDED: load_prior()}
+    types = (torch.float32, torch.bfloat16)
+    seconds: dict[tuple[str, torch.dtype], list[float]] = {(name, dtype): [] for name in priors for dtype in types}
+    with torch.no_grad():
         for _ in range(6):  # the first is the warm-up
-            for name, prior in priors.items():
+            for name, dtype in seconds:
                 begin = time.perf_counter()
-                prior.unet(x, 100)
-                seconds[name].append(time.perf_counter() - begin)
+                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                    priors[name].unet(x, 100)
+                seconds[name, dtype].append(time.perf_counter() - begin)
     for name, prior in priors.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             prior.unet(x, 100)
         parameters = sum(p.numel() for p in prior.unet.parameters())
-        with (folders[name] / "log.csv").open(newline="") as file:
-            row = list(csv.DictReader(file))[-1]
-        psnr = "  ".join(f"{key} {value}" for key, value in row.items() if key.endswith((" 15", " 25", " 50")))
-        gmac, ms = counter.get_total_flops() / 2e9, min(seconds[name][1:]) * 1e3
-        print(f"{name}: {parameters / 1e6:.2f} M  {gmac:.1f} GMAC  {ms:.0f} ms  {psnr}  ({row['minutes']} min)")
+        gmac, ms = counter.get_total_flops() / 2e9, [f"{1e3 * min(seconds[name, dtype][1:]):.0f}" for dtype in types]
+        print(f"{name}: {parameters / 1e6:.2f} M  {gmac:.1f} GMAC  {' / '.join(ms)} ms in float32 / bfloat16", end="")
+        if name in folders:
+            with (folders[name] / "log.csv").open(newline="") as file:
+                row = list(csv.DictReader(file))[-1]
+            psnr = (f"{key} {value}" for key, value in row.items() if key.endswith((" 15", " 25", " 50")))
+            print("  " + "  ".join(psnr) + f"  ({row['minutes']} min)", end="")
+        print()
 
 
 if __name__ == "__main__":
