@@ -15,6 +15,7 @@ from conftest import made_picture
 from rich.progress import Progress
 
 import ddfm.cli
+import ddfm.cli.loading
 import ddfm.pipeline
 from ddfm.cli import main
 from ddfm.colour import luma
@@ -187,7 +188,7 @@ def test_tiles_are_those_of_the_function(fuse, folder, prior, options, tile, ove
 
 def test_bfloat16_is_nearly_the_same_and_not_the_same(fuse, folder):
     results = []
-    for options in ((), ("--precision", "bfloat16", "--overwrite")):
+    for options in (("--precision", "float32"), ("--precision", "bfloat16", "--overwrite")):
         assert fuse("--depth", 16, "--likelihood", "paper", "--steps", 3, *options)[0] == 0
         results.append(images.read(folder / "fused.png").pixels)
     assert 0 < np.abs(results[1] - results[0]).mean() < 0.05
@@ -387,7 +388,7 @@ def test_a_bad_option_is_refused_in_one_line_and_nothing_is_written(fuse, folder
 
 @pytest.mark.parametrize("output", ["fused.webp", "fused", "nowhere/fused.png", "taken"])
 def test_a_bad_output_is_refused_before_the_work(fuse, folder, monkeypatch, output):
-    monkeypatch.setattr(ddfm.cli, "_pipeline", lambda *args: pytest.fail("the prior was loaded"))
+    monkeypatch.setattr(ddfm.cli.loading, "pipeline", lambda *args: pytest.fail("the prior was loaded"))
     (folder / "taken").mkdir()
     before = listing(folder)
     complaint(fuse(output=output))
@@ -492,7 +493,7 @@ def test_volumes_that_do_not_fit_are_refused_before_the_work(fuse, volumes, monk
     import nibabel
 
     nibabel.save(nibabel.Nifti1Image(np.zeros((*SIZE[::-1], 3)), np.eye(4)), volumes / "short.nii")
-    monkeypatch.setattr(ddfm.cli, "_pipeline", lambda *args: pytest.fail("the prior was loaded"))
+    monkeypatch.setattr(ddfm.cli.loading, "pipeline", lambda *args: pytest.fail("the prior was loaded"))
     before = listing(volumes)
     said = complaint(fuse(sources=sources, output=output))
     assert all(word in said for word in words), said
@@ -768,8 +769,8 @@ DEMO = sorted(
 
 
 def test_demo_draws_fuses_and_shows(ddfm_, tmp_path, prior, monkeypatch):
-    load = ddfm.cli._pipeline
-    monkeypatch.setattr(ddfm.cli, "_pipeline", lambda name, device: load(str(prior), device))
+    load = ddfm.cli.loading.pipeline
+    monkeypatch.setattr(ddfm.cli.loading, "pipeline", lambda name, device: load(str(prior), device))
     code, out, _ = ddfm_("demo", tmp_path / "new" / "demo", "--device", "cpu")
     assert code == 0 and len(out.splitlines()) == 4
     assert listing(tmp_path / "new" / "demo") == DEMO

@@ -9,6 +9,7 @@ from conftest import made_picture, tiny_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 import ddfm.cli
+import ddfm.cli.loading
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.prior.train import TrainingConfig, train
@@ -142,8 +143,8 @@ def test_a_resumed_batch_leaves_a_foreign_file_and_does_the_rest(command, sets):
 
 
 def test_a_demo_may_be_seen_again(command, sets, monkeypatch, prior):
-    load = ddfm.cli._pipeline
-    monkeypatch.setattr(ddfm.cli, "_pipeline", lambda name, device: load(str(prior), "cpu"))
+    load = ddfm.cli.loading.pipeline
+    monkeypatch.setattr(ddfm.cli.loading, "pipeline", lambda name, device: load(str(prior), "cpu"))
     assert command("demo {0}/demo --device cpu")[0] == 0
     assert "--overwrite" in command("demo {0}/demo")[1]
     assert command("demo {0}/demo --overwrite")[0] == 0

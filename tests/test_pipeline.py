@@ -627,10 +627,16 @@ def test_fuse_is_reproducible_by_its_seed(pair, saved_prior):
 
 def test_fuse_is_the_pipeline_with_a_seeded_generator(tiny_prior, colour_pair, saved_prior):
     fused = fuse(
-        *colour_pair, prior=saved_prior, device="cpu", seed=0, num_inference_steps=3, likelihood=Paper(eta=1.0)
+        *colour_pair,
+        prior=saved_prior,
+        device="cpu",
+        seed=0,
+        num_inference_steps=3,
+        likelihood=Paper(eta=1.0),
+        precision="float32",
     )
     assert fused.dtype == np.float32
-    expected = fused_with_seed(tiny_prior, colour_pair, likelihood=Paper(eta=1.0))[0]
+    expected = fused_with_seed(tiny_prior, colour_pair, likelihood=Paper(eta=1.0), precision="float32")[0]
     np.testing.assert_allclose(fused, expected, atol=1e-4)
 
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from ddfm.colour import fused_colour, luma, prior_join, prior_split
 from ddfm.errors import InputError
 from ddfm.io.images import as_pixels
-from ddfm.likelihoods import LIKELIHOODS, Likelihood, check_likelihood
-from ddfm.prior import Denoiser, Progress, auto_tile, load_prior
+from ddfm.likelihoods import LIKELIHOODS, Likelihood, Released, check_likelihood
+from ddfm.prior import Denoiser, Progress, load_prior
 from ddfm.schedulers import make_sampler, shorthand
-from ddfm.settings import FusionSettings, changed
+from ddfm.settings import FusionSettings, Precision, changed
 from ddfm.threads import on_free_cores
 
 OutputType = Literal["np", "pil", "pt"]
@@ -119,8 +119,7 @@ class DDFMPipeline(DiffusionPipeline):
             generator: For reproducible noise; a list of B makes each image independent of its batch.
             output_type: "np", "pil" or "pt".
             return_dict: Whether to return a `FusionOutput`; else the tuple (images, samples, std).
-            progress: Called with (evaluations of the network done, a fraction for the tiles of the one under way;
-                total, which may increase) after each call of the network; cleaning a noisy source adds one to it.
+            progress: Called with (evaluations of the network done, a fraction for tiles; total, which may increase).
             callback_on_step_end: Called after each step as (pipeline, i, t, tensors); may return a dict with other
                 "latents". A diffusers `PipelineCallback` works as well.
             callback_on_step_end_tensor_inputs: Which tensors it gets: "latents" (f_t) and "x0" (rectified).
@@ -132,8 +131,9 @@ class DDFMPipeline(DiffusionPipeline):
         """
         # 1. What was asked for
         settings = changed(settings, changes)
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        callback, tensors = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensors = tuple(callback.tensor_inputs)
         images = [_batch(source) for source in sources]
         model, size = likelihood_of(settings), _check_sources(images)
         steps = model.steps if settings.num_inference_steps is None else settings.num_inference_steps
@@ -145,25 +145,16 @@ class DDFMPipeline(DiffusionPipeline):
 
         # 2. The prior as a denoiser, for the steps and for noisy sources
         device = self._execution_device
-        tile = auto_tile(self.unet, *size, device) if settings.tile == "auto" else settings.tile
         denoiser = self.denoiser(
-            tile=tile,
-            tile_overlap=settings.tile_overlap,
-            precision=settings.precision,
-            progress=progress,
-            total=sum(len(timesteps) for _, timesteps in samplers),
+            tile=settings.tile, tile_overlap=settings.tile_overlap, precision=_precision(settings), progress=progress
         )
+        denoiser.total = sum(len(timesteps) for _, timesteps in samplers)
         shape = (len(images[0]), denoiser.channels, *size)
-        tensors = tuple(callback_on_step_end_tensor_inputs)
         self._check_call(output_type, latents, shape, settings.num_samples, generator, tensors)
-
-        def clean(y: Tensor, sigma: float) -> Tensor:
-            denoiser.total += 1
-            return denoiser.at(y, sigma)
 
         # 3. Samples of the posterior
         with on_free_cores(device):
-            state = model.start([_to_luma(batch).to(device) for batch in images], clean)
+            state = model.start([_to_luma(batch).to(device) for batch in images], denoiser.at)
             samples = []
             for sampler, timesteps in samplers:
                 f_t = randn_tensor(shape, generator, device) if latents is None else latents.to(device, torch.float32)
@@ -171,9 +162,7 @@ class DDFMPipeline(DiffusionPipeline):
                     estimate = model.initial_estimate(state).expand(shape)
                     f_t = denoiser.add_noise(estimate, f_t, timesteps[0])
                 samples.append(
-                    self._sample(
-                        f_t, model, state, sampler, timesteps, denoiser, generator, callback_on_step_end, tensors
-                    )
+                    self._sample(f_t, model, state, sampler, timesteps, denoiser, generator, callback, tensors)
                 )
         del state, f_t
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
@@ -258,6 +247,12 @@ def likelihood_of(settings: FusionSettings) -> Likelihood:
         raise InputError(f"{min(changes)} is a setting of the likelihood salient, not of {settings.likelihood}.")
     model = LIKELIHOODS[settings.likelihood]
     return replace(model, **changes) if changes else model  # type: ignore[type-var]
+
+
+def _precision(settings: FusionSettings) -> Precision:
+    """float32 where published runs are to be reproduced: a hundred steps in bfloat16 end elsewhere."""
+    exact = settings.likelihood == "released" or isinstance(settings.likelihood, Released)
+    return "float32" if exact and settings.precision == "auto" else settings.precision
 
 
 def _luma_of(likelihood: Likelihood, channels: int) -> tuple[Callable[..., Any], Callable[..., Tensor]]:

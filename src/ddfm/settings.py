@@ -35,7 +35,7 @@ class FusionSettings:
         num_samples: Samples of the posterior to draw; their mean is the result.
         seed: Of the noise, 0 or more.
         precision: Of the network's arithmetic: "auto" is bfloat16 where the hardware multiplies in it and float32
-            elsewhere; "float32" is the same on every machine up to rounding.
+            elsewhere and for "released"; "float32" is the same on every machine up to rounding.
         contrast: "natural", "strong" (more local contrast), or "minmax" (each fused luma stretched to [0, 1], as the
             released code does on saving).
         colour: Whose chroma the result gets: of all coloured sources, none, or that of one source.

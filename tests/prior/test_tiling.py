@@ -279,7 +279,7 @@ def test_auto_is_decided_once_a_run(monkeypatch, pair):
     asked = []
     pipe = DDFMPipeline(tiny_unet(), DDPMScheduler(beta_start=1e-4, beta_end=0.02))
     pipe.set_progress_bar_config(disable=True)
-    monkeypatch.setattr("ddfm.pipeline.auto_tile", lambda unet, *size: asked.append(size[:2]) or 32)
+    monkeypatch.setattr("ddfm.prior.denoiser.auto_tile", lambda unet, *size: asked.append(size[:2]) or 32)
     pipe(pair, num_inference_steps=3, tile_overlap=16)
     assert asked == [(33, 46)]
 

@@ -55,6 +55,7 @@ class Denoiser:
         a = self.schedule.alphas_cumprod
         self.sigmas = ((1 - a) / a).sqrt()  # std of the noise over the factor of the signal, (T,), ascending
         self._done = 0
+        self._auto: dict[tuple[int, int], int] = {}  # tiles by size: decided once, not by the memory of each moment
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: int) -> Tensor:
@@ -73,7 +74,7 @@ class Denoiser:
             self._report(1.0)
         else:
             height, width = x_t.shape[-2:]
-            tile = auto_tile(self.unet, height, width, self.on) if self.tile == "auto" else self.tile
+            tile = self._auto_tile(height, width) if self.tile == "auto" else self.tile
             at_once = tiles_per_call(self.unet, min(tile, height), min(tile, width), self.on)
             multiple = size_multiple(self.unet)
             x0 = blend(
@@ -83,7 +84,11 @@ class Denoiser:
         return x0
 
     def at(self, y: Tensor, sigma: float) -> Tensor:
-        """E[clean | y] for luma y = clean + sigma n, (B, 1, H, W) in [-1, 1], at the time step nearest to sigma."""
+        """E[clean | y] for luma y = clean + sigma n, (B, 1, H, W) in [-1, 1], at the time step nearest to sigma.
+
+        One evaluation more than `total` expected.
+        """
+        self.total += 1
         t = int((self.sigmas - sigma).abs().argmin())
         y = y.expand(-1, self.channels, -1, -1)
         return prior_split(self(self.add_noise(y, torch.zeros_like(y), t), t))[0]
@@ -92,6 +97,11 @@ class Denoiser:
         """A sample of q(x_t | x0)."""
         x_t: Tensor = self.schedule.add_noise(x0, noise, torch.tensor([t], device=x0.device))
         return x_t
+
+    def _auto_tile(self, height: int, width: int) -> int:
+        if (height, width) not in self._auto:
+            self._auto[height, width] = auto_tile(self.unet, height, width, self.on)
+        return self._auto[height, width]
 
     def _evaluate(self, x_t: Tensor, t: int) -> Tensor:
         height, width = x_t.shape[-2:]

@@ -21,7 +21,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, kernels: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01
+        self, kernels: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1
     ) -> None:
         super().__init__(kernels, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

@@ -28,7 +28,7 @@ from ddfm.prior.training_data import Batches, read_luma, scales, split
 from ddfm.prior.unet import ResidualUNet
 
 EVALUATED_SIGMAS = (15, 25, 50)  # of 255
-RATES = (1.0, 0.05)  # of each optimizer, times `TrainingConfig.learning_rate`
+RATES = (1.0, 0.125)  # of each optimizer, times `TrainingConfig.learning_rate`
 SIGMA_RANGE = (0.01, 160.0)  # DDPM's linear schedule ends at 157
 
 
@@ -42,7 +42,7 @@ class TrainingConfig:
     steps: int = 12_000
     batch_size: int = 24
     crop: int = 96  # pixels a side
-    learning_rate: float = 0.02  # Muon's peak, AdamW's is a twentieth: warm-up over 200 steps, flat, a cosine to 0
+    learning_rate: float = 0.008  # Muon's peak, AdamW's is an eighth: warm-up over 200 steps, flat, a cosine to 0
     decay: float = 0.6  # share of the steps in which it goes down
     sigma_mean: float = -1.4  # of the normal distribution of log(sigma), as in EDM (Karras et al., 2022)
     sigma_std: float = 1.1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Registration:
         confident: Whether to use it unasked.
         sentence: What was found, for people.
         displacement: (H, W, 2) float32, what dense refinement adds to the matrix, in pixels of moving; None without.
+        path: The rig file it was read from, if any.
     """
 
     matrix: np.ndarray
@@ -48,6 +49,7 @@ class Registration:
     confident: bool = True
     sentence: str = ""
     displacement: np.ndarray | None = None
+    path: Path | None = None
 
     @cached_property
     def map(self) -> np.ndarray:
@@ -151,7 +153,7 @@ class Registration:
                 raise ValueError("no such file")
             with open(path, "rb") as file:
                 rig = json.loads(file.read(MAX_BYTES))
-            return _parsed(rig, f"The images are aligned as in the rig file '{path}'.")
+            return replace(_parsed(rig, f"The images are aligned as in the rig file '{path}'."), path=Path(path))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise InputError(
                 f"'{path}' is not a rig file of this version of ddfm; write one with `ddfm register A B --save RIG`."

@@ -16,10 +16,10 @@ from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of
 from ddfm.prior import Progress
-from ddfm.registration import Align, Registration
 from ddfm.runs.execution import BatchResult, Run, existing
 from ddfm.runs.manifest import Manifest, is_manifest
 from ddfm.runs.plan import Pair, Pairs, plan
+from ddfm.runs.reading import Reading, with_changes
 from ddfm.runs.scene import Depth
 from ddfm.settings import FusionSettings, changed
 
@@ -40,10 +40,7 @@ def batch(
     batch_size: int | None = None,
     depth: Depth = "same",
     format: str = "png",
-    normalise: bool = False,
-    align: Align | bool | None = None,
-    rig: Registration | None = None,
-    crop: bool = False,
+    reading: Reading | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> BatchResult:
@@ -61,8 +58,8 @@ def batch(
         patterns: A name for each sensor, such as "{id}_T.jpg" and "{id}_V.jpg", as of `pairing.find_groups`.
         prior: As in `load_prior`.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        settings: How to fuse; `changes` are fields of it. Each image has its own noise,
-            `image_generator(settings.seed, name)`, whatever it is batched with.
+        settings: How to fuse. Each image has its own noise, `image_generator(settings.seed, name)`, whatever it is
+            batched with.
         resume: Skip what the manifest has with these settings, this version and these sources, and whose file is as
             it was written. A file that was changed since, or that no run wrote, is listed as failed.
         overwrite: Replace files that this run does not know as its own: what was there before, and with `resume` what
@@ -71,14 +68,15 @@ def batch(
         batch_size: Images of one size that go through the network together; None for 1 on the CPU, else 8.
         depth: Bits of the results: "same" (16 if a source has more than 8 and the format holds them), 8, 16 or 32.
         format: Extension of the results, as in `images.write`.
-        normalise: As in `Scene.read`.
-        align, rig, crop: As in `Scene.read`.
+        reading: How the sources are read, as in `Scene.read`.
         progress: Called with (images done, images in all) while the network works; done may be fractional.
+        changes: Fields of `FusionSettings` and of `Reading`.
 
     Raises:
         InputError: what concerns all pairs: a folder, the CSV, the prior, an option, an output folder that cannot be
             used, names that fit together in several ways.
     """
+    reading, changes = with_changes(reading, changes)
     settings = changed(settings, changes)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"The batch size is 1 or more, not {batch_size}.")
@@ -90,13 +88,10 @@ def batch(
 
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
-    options: dict[str, Any] = {"depth": depth, "format": suffix, "normalise": normalise}
-    options |= {"align": align or None, "crop": crop, "rig": rig and rig.as_dict()}
-    recorded = recorded_settings(pipe, settings) | {"prior": str(prior)} | options
+    recorded = recorded_settings(pipe, settings, reading, depth, suffix) | {"prior": str(prior)}
     result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
     with Manifest(result.manifest, recorded, resume) as manifest:
         together = batch_size or (1 if pipe.device.type == "cpu" else 8)
-        reading = {"normalise": normalise, "align": align, "rig": rig, "crop": crop}
         run = Run(manifest, result, depth, reading, overwrite, together)
         if dry_run:
             run.rehearse(progress)
@@ -132,7 +127,9 @@ def _claim(todo: list[Pair], out: Path, inputs: list[Any], resume: bool, overwri
     outputs.claim(manifest, ours=True)
 
 
-def recorded_settings(pipe: DDFMPipeline, settings: FusionSettings) -> dict[str, Any]:
+def recorded_settings(
+    pipe: DDFMPipeline, settings: FusionSettings, reading: Reading, depth: Depth, suffix: str
+) -> dict[str, Any]:
     """What the result depends on: the settings, the likelihood's constants, the prior's weights, the version."""
     weights = hashlib.sha256()
     for name, tensor in pipe.unet.state_dict().items():
@@ -142,4 +139,7 @@ def recorded_settings(pipe: DDFMPipeline, settings: FusionSettings) -> dict[str,
         "prior_sha256": weights.hexdigest(),
         "scheduler": type(pipe.scheduler).__name__,
         "settings": settings.as_dict() | {"likelihood": repr(likelihood_of(settings))},
+        "reading": reading.as_dict(),
+        "depth": depth,
+        "format": suffix,
     }

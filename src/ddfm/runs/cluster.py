@@ -13,7 +13,6 @@ died or the job was resumed, verifies what is complete instead of doing it twice
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
 import logging
@@ -33,30 +32,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import ActorPoolStrategy
 
 from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
-from ddfm.io.pairing import is_image_name, stem
+from ddfm.io.pairing import stem
 from ddfm.pipeline import DDFMPipeline
-from ddfm.registration import Align, Registration
 from ddfm.runs.batch import recorded_settings
 from ddfm.runs.execution import BatchResult, Run, existing, sentence_of
-from ddfm.runs.plan import Pair, Pairs, Plan, leaves, named_pair, plan, volume_suffix
+from ddfm.runs.listing import listing, refuse_doubles
+from ddfm.runs.plan import Pair, Pairs, leaves, named_pair, volume_suffix
+from ddfm.runs.reading import Reading, with_changes
 from ddfm.runs.records import RECORDS, Records, Row, fetched, is_remote
 from ddfm.runs.scene import Depth
-from ddfm.settings import FusionSettings
+from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.parquet"
 ROWS = 16  # pairs a task: what is verified again where a worker dies
 SHOWN = 100  # failures that the driver keeps; the manifest has all
 
-# What `listing` makes and `FuseBatch` takes.
-LISTED = pa.schema(
-    [("name", pa.string()), ("sources", pa.list_(pa.string())), ("output", pa.string()), ("error", pa.string())]
-)
 # What comes out of `FuseBatch`, a row a pair.
 SCHEMA = pa.schema(
     [
@@ -84,8 +80,8 @@ class FuseBatch:
 
     Args:
         out_dir: Path or URI that the results go to.
-        prior, device, settings, depth, format, normalise, align, rig, crop: As of `batch`; each pair's noise is the one
-            that `batch` gives it.
+        prior, device, settings, depth, format, reading: As of `batch`; each pair's noise is the one that `batch` gives
+            it.
         batch_size: As of `batch`; above 1 other images go together than in `batch`, and results differ by rounding.
         resume: Leave alone what has a record of these settings and sources and is as it was written. Whatever it is,
             what this very run completed is.
@@ -93,6 +89,7 @@ class FuseBatch:
         measure: (fused, sources) -> {name: value}, such as `fusion_metrics`, of their luma in 0..255; None for nothing.
         threads: torch's in this worker, the CPUs that the stage asks for; None leaves them alone.
         run: Names the run that the workers of a stage belong to.
+        changes: Fields of `FusionSettings` and of `Reading`.
 
     Raises:
         InputError: the prior, the settings or the format cannot be used.
@@ -110,31 +107,23 @@ class FuseBatch:
         batch_size: int | None = None,
         depth: Depth = "same",
         format: str = "png",
-        normalise: bool = False,
-        align: Align | bool | None = None,
-        rig: Registration | None = None,
-        crop: bool = False,
+        reading: Reading | None = None,
         measure: Callable[[np.ndarray, list[np.ndarray]], dict[str, float]] | None = None,
         threads: int | None = None,
         run: str = "",
+        **changes: Any,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.out, self.settings, self.measure = str(out_dir).rstrip("/"), settings or FusionSettings(), measure
+        self.reading, changes = with_changes(reading, changes)
+        self.out, self.settings, self.measure = str(out_dir).rstrip("/"), changed(settings, changes), measure
         self.depth, self.overwrite, self.suffix = depth, overwrite, _suffix(format)
         self.pipe = DDFMPipeline.from_prior(prior, device)
         self.pipe.set_progress_bar_config(disable=True)
         self.together = batch_size or (1 if self.pipe.device.type == "cpu" else 8)
-        self.reading = {"normalise": normalise, "align": align, "rig": rig, "crop": crop}
-        options: Row = {
-            "depth": depth,
-            "format": self.suffix,
-            "normalise": normalise,
-            "align": align or None,
-            "crop": crop,
-        }
-        options |= {"rig": rig and rig.as_dict()}
-        recorded = json.dumps(recorded_settings(self.pipe, self.settings) | options, sort_keys=True)
+        recorded = json.dumps(
+            recorded_settings(self.pipe, self.settings, self.reading, depth, self.suffix), sort_keys=True
+        )
         self.digest, self.resume, self.run = hashlib.sha256(recorded.encode()).hexdigest(), resume, run
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
@@ -327,91 +316,6 @@ def batch_on_cluster(
     except ray.exceptions.RayError as error:
         raise _root(error) from error
     return result
-
-
-def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Dataset, int | None, Plan]:
-    """The rows of `FuseBatch`, how many they are if that is known, and what was decided about names.
-
-    A table stays where it is: Ray reads it block by block. Folders are listed here.
-
-    Raises:
-        InputError: a folder or the table cannot be used.
-    """
-    paths = [str(pairs)] if isinstance(pairs, (str, os.PathLike)) else [str(path) for path in pairs]
-    if len(paths) == 1 and not os.path.isdir(paths[0]):
-        if patterns:
-            raise InputError(f"{images.quoted(paths[0])} is no folder: patterns are of the names in a folder.")
-        return _table_rows(paths[0]), None, Plan([])
-    found = plan(paths, Path(out), ".png", patterns)
-    rows = [
-        {"name": pair.name, "sources": [os.path.abspath(source) for source in pair.sources]} for pair in found.pairs
-    ]
-    return ray.data.from_items(rows), len(rows), found
-
-
-def _table_rows(path: str) -> Dataset:
-    """A column for each sensor and optionally `output`, as of `batch`; or the columns of `FuseBatch` themselves."""
-    parent = posixpath.dirname(path) if is_remote(path) else os.path.dirname(os.path.abspath(path))
-    try:
-        if path.endswith((".parquet", ".pq")):
-            table = ray.data.read_parquet(path)
-            header = list(table.schema().names)
-        else:
-            with fsspec.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-                header = next(csv.reader(file), [])
-            table = ray.data.read_text(path, encoding="utf-8-sig")
-    except (OSError, ValueError, csv.Error, pa.ArrowException, ray.exceptions.RayError) as error:
-        raise InputError(f"Cannot read {images.quoted(path)}: {str(error).splitlines()[0]}.") from error
-    sensors = [name for name in header if name not in ("name", "output", "error")]
-    if "sources" not in header and (len(sensors) < 2 or any(map(is_image_name, header))):
-        raise InputError(
-            f"{images.quoted(path)} needs a header and a column for each sensor; it has {', '.join(header) or 'none'}."
-        )
-
-    def rows(batch: dict[str, np.ndarray]) -> pa.Table:
-        if "sources" in batch:
-            listed = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        elif "text" in batch and "text" not in header:
-            cells = [row for row in csv.reader(batch["text"]) if row != header]
-            listed = [_row_of(header, row, sensors) for row in cells]
-        else:
-            listed = [_row_of(list(batch), list(values), sensors) for values in zip(*batch.values(), strict=True)]
-        for row in listed:
-            row["sources"] = [_beside(parent, str(source)) for source in row["sources"]]
-        return pa.Table.from_pylist(listed, LISTED)
-
-    return table.map_batches(rows, batch_size=4096)
-
-
-def _row_of(header: list[str], cells: list[Any], sensors: list[str]) -> Row:
-    row: Row = dict(zip(header, cells, strict=False))
-    out: Row = {"sources": [row[sensor] for sensor in sensors if row.get(sensor)], "output": row.get("output") or None}
-    if len(cells) > len(header) or len(out["sources"]) < len(sensors):
-        out["error"] = f"The row {','.join(map(str, cells))[:200]} needs {len(sensors)} sources."
-    return out
-
-
-def _beside(parent: str, cell: str) -> str:
-    return cell if not cell or is_remote(cell) or os.path.isabs(cell) else f"{parent}/{cell}"
-
-
-def refuse_doubles(rows: Dataset) -> int:
-    """How many rows there are, if no two write one file: told by 64 bits of a hash, 8 MB of a million names here."""
-
-    def hashed(batch: dict[str, np.ndarray]) -> Row:
-        each = zip(batch["output"], batch["name"], batch["sources"], strict=True)
-        names = [
-            stem(os.path.normpath(output)) if output else name or stem(posixpath.basename([*sources, ""][0]))
-            for output, name, sources in each
-        ]
-        digests = [hashlib.sha256(name.encode()).digest()[:8] for name in names]
-        return {"hash": np.frombuffer(b"".join(digests), np.uint64)}
-
-    hashes = rows.map_batches(hashed, batch_size=4096)
-    every = np.concatenate([np.zeros(0, np.uint64), *(block["hash"] for block in hashes.iter_batches(batch_size=None))])
-    if len(every) > len(np.unique(every)):
-        raise InputError("Two rows write one file: give each an `output` of its own.")
-    return len(every)
 
 
 def _workers(wanted: int | None, num_cpus: float, num_gpus: float) -> int:

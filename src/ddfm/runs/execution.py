@@ -22,6 +22,7 @@ from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
 from ddfm.runs.manifest import sha256
 from ddfm.runs.plan import Pair
+from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Depth, Scene, fuse_images
 from ddfm.settings import FusionSettings
 
@@ -99,7 +100,7 @@ class Run:
         manifest: What is complete.
         result: Its pairs are what there is to do; the rest is filled in.
         depth: As of `batch`.
-        reading: Arguments of `Scene.read`.
+        reading: How sources are read.
         overwrite: As of `batch`.
         together: Images of one size that go through the network together.
     """
@@ -107,7 +108,7 @@ class Run:
     manifest: Record
     result: BatchResult
     depth: Depth
-    reading: dict[str, Any]
+    reading: Reading
     overwrite: bool
     together: int
 
@@ -225,7 +226,7 @@ class Run:
 
     def read(self, pair: Pair) -> Scene:
         """Its sources. Raises InputError."""
-        return Scene.read(pair.sources, **self.reading)
+        return Scene.read(pair.sources, self.reading)
 
     def groups(self, jobs: Iterable[Job]) -> Iterator[list[Job]]:
         """Jobs of one kind, up to `together`, those of groups that have anything to do; all read."""

@@ -21,9 +21,10 @@ from ddfm.colour import lends_colour, luma
 from ddfm.errors import InputError
 from ddfm.io import images, thermal
 from ddfm.io.files import quoted
-from ddfm.io.images import Image, Range
+from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
 from ddfm.palettes import is_false_colour, overlaid
+from ddfm.runs.reading import Reading
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ddfm.io.volume import Window
     from ddfm.pipeline import DDFMPipeline
     from ddfm.prior import Progress
-    from ddfm.registration import Align, Registration
+    from ddfm.registration import Registration
 
 Depth = int | Literal["same"]
 
@@ -58,36 +59,27 @@ class Scene:
     def read(
         cls,
         paths: Sequence[str | os.PathLike[str]],
-        normalise: bool = False,
-        align: Align | bool | None = None,
-        *,
-        value_range: Range | None = None,
-        frame: int | None = None,
-        rig: Registration | None = None,
-        crop: bool = False,
-        window: Window | None = None,
-        rigid: bool = False,
-        allow_different_patients: bool = False,
+        reading: Reading | None = None,
+        **changes: Any,
     ) -> Scene:
         """Read a scene's sources, or the two of one FLIR radiometric JPEG (see `thermal.read_sources`).
 
-        normalise: as in `images.read`, for a volume over all slices.
-        value_range: the values, in the files' own unit, that become 0 and 1, as in `images.read`.
-        align, rig, crop: images are brought into the frame of `sources[frame]`, by default the one with most pixels,
-            see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto".
-        frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by default the first, by
-            their own world coordinates or after a rigid registration, see `registration.volumes.to_frame`.
-        window: of CT sources, "brain", "bone", "lung", "soft-tissue" or (low, high) in Hounsfield units.
+        Args:
+            paths: Two files or more, or one that holds two sensors.
+            reading: How; `changes` are fields of it, `Scene.read(paths, align="auto", crop=True)`.
+            changes: Fields of `Reading`.
 
         Raises:
             InputError: fewer than two files, one that cannot be read, sizes below 16x16, a volume beside an image,
                 volumes of different patients or that do not overlap, what cannot be aligned with confidence.
         """
+        reading = replace(reading or Reading(), **changes)
+        frame = reading.frame or 0
         if len(paths) == 1 and not os.path.isdir(paths[0]) and thermal.is_radiometric(paths[0]):
-            return cls._from_camera(paths[0], value_range, frame, align, rig, crop)
+            return cls._from_camera(paths[0], reading)
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
-        sources = [images.read_any(path, normalise, value_range, window) for path in paths]
+        sources = [images.read_any(path, reading.normalise, reading.value_range, reading.window) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         medical = any(source.header is not None for source in sources)
         if not medical:
@@ -96,15 +88,15 @@ class Scene:
         else:
             from ddfm.registration import volumes
 
-            findings += volumes.check_patients(sources, allow_different_patients)
-            sources, said = volumes.to_frame(sources, frame or 0, rigid)
+            findings += volumes.check_patients(sources, reading.allow_different_patients)
+            sources, said = volumes.to_frame(sources, frame, reading.rigid)
             findings += said
-        _check_options(sources, medical, frame or 0, window, rigid)
-        scene = cls(sources, findings, frame or 0)
+        _check_options(sources, medical, frame, reading.window, reading.rigid)
+        scene = cls(sources, findings, frame)
         scene._check_kinds()
         if not scene.is_volume:
-            scene = scene._in_frame(frame, "auto" if align is True else align or None, rig, crop)
-        elif align or rig or crop:
+            scene = scene._in_frame(reading)
+        elif reading.align or reading.rig or reading.crop:
             raise InputError(f"{_name(sources[0])} is a volume; only images are aligned, volumes with --rigid.")
         scene._check_sizes()
         return scene
@@ -227,39 +219,32 @@ class Scene:
         if min(_shape(first)[:2]) < SMALLEST:
             raise InputError(f"{_name(first)} is {_size(first)}; at least {SMALLEST}x{SMALLEST} is needed.")
 
-    def _in_frame(self, frame: int | None, align: Align | None, rig: Registration | None, crop: bool) -> Scene:
+    def _in_frame(self, how: Reading) -> Scene:
         """Images of any sizes on the grid of one of them."""
         sizes = {source.pixels.shape[:2] for source in self.sources}
-        if len(sizes) == 1 and not (align or rig or crop):
+        if len(sizes) == 1 and not (how.align or how.rig or how.crop):
             return self
         from ddfm.registration import frame_of, to_frame  # late: what is aligned need not wait for it
 
-        chosen = frame_of(self.sources, rig) if frame is None else frame
-        sources, said, registrations = to_frame(self.sources, chosen, align, rig, crop)
+        chosen = frame_of(self.sources, how.rig) if how.frame is None else how.frame
+        sources, said, registrations = to_frame(self.sources, chosen, how.align, how.rig, how.crop)
         return Scene(sources, [*self.findings, *said], chosen, registrations)
 
     @classmethod
-    def _from_camera(
-        cls,
-        path: str | os.PathLike[str],
-        value_range: Range | None,
-        frame: int | None,
-        align: Align | bool | None,
-        rig: Registration | None,
-        crop: bool,
-    ) -> Scene:
+    def _from_camera(cls, path: str | os.PathLike[str], reading: Reading) -> Scene:
         """Temperatures and photo of one file, by the file's own geometry unless another was asked for."""
         from ddfm.registration import from_matrix
 
-        sources, matrix = thermal.read_sources(path, value_range)
-        if align in (None, False) and rig is None:
-            if frame == 0:
+        sources, matrix = thermal.read_sources(path, reading.value_range)
+        if reading.align is None and reading.rig is None:
+            if reading.frame == 0:
                 matrix = np.linalg.inv(matrix)
-            moving, fixed = sources if frame != 0 else sources[::-1]
+            moving, fixed = sources if reading.frame != 0 else sources[::-1]
             sentence = "The camera's own geometry says where the temperatures lie in the photo."
             rig = from_matrix(matrix, moving.pixels.shape, fixed.pixels.shape, sentence)
+            reading = replace(reading, rig=rig)
         scene = cls(sources, [finding for source in sources for finding in source.findings])
-        return scene._in_frame(frame, "auto" if align is True else align or None, rig, crop)
+        return scene._in_frame(reading)
 
     def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
         volumes = [source.pixels for source in self.sources]

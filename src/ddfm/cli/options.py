@@ -9,27 +9,31 @@ from typing import Annotated, Any
 import typer
 
 from ddfm.errors import InputError
+from ddfm.runs.reading import Reading
 from ddfm.settings import FusionSettings
 
-INPUT, METHOD, OUTPUT, PERFORMANCE = "Input", "Method", "Output", "Performance"
+PANELS = INPUT, METHOD, OUTPUT, PERFORMANCE = "Input", "Method", "Output", "Performance"
 
 
-def _option(help: str, panel: str, *names: str, **more: Any) -> Any:
+def option(help: str, panel: str, *names: str, **more: Any) -> Any:
+    """`typer.Option` in a panel of the help."""
     return typer.Option(*names, help=help, rich_help_panel=panel, **more)
 
 
-Output = Annotated[Path, _option("Where the result goes.", OUTPUT, "--output", "-o")]
-Overwrite = Annotated[bool, _option("Replace files that this command did not make; never a source.", OUTPUT)]
-Depth = Annotated[str, _option("Bits per channel: same (as the deepest source), 8 or 16.", OUTPUT)]
-Quiet = Annotated[bool, _option("Print nothing but errors.", OUTPUT, "--quiet", "-q")]
-Verbose = Annotated[bool, _option("Also print the settings, the prior and the device.", OUTPUT, "--verbose", "-v")]
-JsonObject = Annotated[bool, _option("Print one JSON object on standard output, for machines.", OUTPUT, "--json")]
-Prior = Annotated[str, _option("embedded, openai-256, a .pt file, a diffusers folder or a hub id.", METHOD)]
-Device = Annotated[str | None, _option("cpu, cuda, ...; by default CUDA where there is one.", PERFORMANCE)]
+Output = Annotated[Path, option("Where the result goes.", OUTPUT, "--output", "-o")]
+Overwrite = Annotated[
+    bool, option("Replace files that this command did not make; never a source.", OUTPUT, "--overwrite")
+]
+Depth = Annotated[str, option("Bits per channel: same (as the deepest source), 8 or 16.", OUTPUT)]
+Quiet = Annotated[bool, option("Print nothing but errors.", OUTPUT, "--quiet", "-q")]
+Verbose = Annotated[bool, option("Also print the settings, the prior and the device.", OUTPUT, "--verbose", "-v")]
+JsonObject = Annotated[bool, option("Print one JSON object on standard output, for machines.", OUTPUT, "--json")]
+Prior = Annotated[str, option("embedded, openai-256, a .pt file, a diffusers folder or a hub id.", METHOD)]
+Device = Annotated[str | None, option("cpu, cuda, ...; by default CUDA where there is one.", PERFORMANCE)]
 
 Frame = Annotated[
     str,
-    _option(
+    option(
         "Whose grid the result has: first, second, a number from 1, or auto (the image with most pixels, the first "
         "volume).",
         INPUT,
@@ -37,7 +41,7 @@ Frame = Annotated[
 ]
 Aligning = Annotated[
     str | None,
-    _option(
+    option(
         "auto (estimate where the others lie), force (even if unsure) or skip (take "
         "all as one field of view). (Default: auto for images of different sizes.)",
         INPUT,
@@ -46,27 +50,27 @@ Aligning = Annotated[
 ]
 Assume = Annotated[
     bool,
-    _option("All show the same field of view: resize, estimate nothing (--align skip).", INPUT, "--assume-aligned"),
+    option("All show the same field of view: resize, estimate nothing (--align skip).", INPUT, "--assume-aligned"),
 ]
-Rig = Annotated[Path | None, _option("A calibration that `ddfm register --save` wrote, instead of estimating.", INPUT)]
-Crop = Annotated[bool, _option("Keep only what all sources cover.", INPUT, "--crop")]
+Rig = Annotated[Path | None, option("A calibration that `ddfm register --save` wrote, instead of estimating.", INPUT)]
+Crop = Annotated[bool, option("Keep only what all sources cover.", INPUT, "--crop")]
 Window = Annotated[
-    str | None, _option('Of CT, in Hounsfield units: brain, bone, lung, soft-tissue or "LOW HIGH".', INPUT)
+    str | None, option('Of CT, in Hounsfield units: brain, bone, lung, soft-tissue or "LOW HIGH".', INPUT)
 ]
 ValueRange = Annotated[
     str | None,
-    _option('"LOW HIGH" in the unit of the files (counts, degrees) that become black and white.', INPUT, "--range"),
+    option('"LOW HIGH" in the unit of the files (counts, degrees) that become black and white.', INPUT, "--range"),
 ]
 Palette = Annotated[
     str | None,
-    _option("Show the thermal as colour over the result: ironbow, inferno, plasma, hot or turbo.", OUTPUT),
+    option("Show the thermal as colour over the result: ironbow, inferno, plasma, hot or turbo.", OUTPUT),
 ]
-Blend = Annotated[float, _option("How much of the palette, 0 to 1.", OUTPUT)]
-Normalise = Annotated[bool, _option("Stretch raw counts (14 bit thermal) robustly.", INPUT)]
-Rigid = Annotated[bool, _option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")]
-AnyPatient = Annotated[bool, _option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")]
+Blend = Annotated[float, option("How much of the palette, 0 to 1.", OUTPUT)]
+Normalise = Annotated[bool, option("Stretch raw counts (14 bit thermal) robustly.", INPUT, "--normalise")]
+Rigid = Annotated[bool, option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")]
+AnyPatient = Annotated[bool, option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")]
 Anonymise = Annotated[
-    bool, _option("Remove what identifies the patient from DICOM and NIfTI results.", OUTPUT, "--anonymise")
+    bool, option("Remove what identifies the patient from DICOM and NIfTI results.", OUTPUT, "--anonymise")
 ]
 
 # The options of FusionSettings: field -> (names, help, panel)
@@ -90,28 +94,91 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 
 
+# The options of `Reading`: parameter -> (type, default)
+READING: dict[str, tuple[Any, Any]] = {
+    "align": (Aligning, None),
+    "assume_aligned": (Assume, False),
+    "rig": (Rig, None),
+    "frame": (Frame, "auto"),
+    "crop": (Crop, False),
+    "normalise": (Normalise, False),
+    "value_range": (ValueRange, None),
+    "window": (Window, None),
+    "rigid": (Rigid, False),
+    "allow_different_patients": (AnyPatient, False),
+}
+
+
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameter `settings` becomes one option for each field of `FusionSettings`."""
-    signature, defaults = inspect.signature(command), FusionSettings().as_dict()
-    own = [parameter for name, parameter in signature.parameters.items() if name != "settings"]
+    defaults = FusionSettings().as_dict()
     added = [
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None if defaults[name] is None else str(defaults[name]),
-            annotation=Annotated[str | None, _option(help, panel, *names, metavar="TEXT", show_default=True)],
+            annotation=Annotated[str | None, option(help, panel, *names, metavar="TEXT", show_default=True)],
         )
         for name, (names, help, panel) in SETTINGS.items()
     ]
 
+    def settings(values: dict[str, Any]) -> FusionSettings:
+        return settings_from({name: text for name, text in values.items() if text is not None})
+
+    return _with(command, "settings", added, settings)
+
+
+def with_reading(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `reading` becomes the options of how sources are read."""
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in READING.items()
+    ]
+    return _with(command, "reading", added, _reading_from)
+
+
+def _with(
+    command: Callable[..., None],
+    parameter: str,
+    options: list[inspect.Parameter],
+    make: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """The command with `options` in place of `parameter`, which it is called with: what `make` makes of them."""
+    signature = inspect.signature(command)
+    names = [option.name for option in options]
+    own = [own for name, own in signature.parameters.items() if name != parameter]
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in sorted([*own, *options], key=_panel)]
+
     @functools.wraps(command)
     def run(*args: Any, **values: Any) -> None:
-        texts = {name: text for name in SETTINGS if (text := values.pop(name)) is not None}
-        command(*args, settings=settings_from(texts), **values)
+        made = make({name: values.pop(name) for name in names})
+        command(*args, **{parameter: made}, **values)
 
-    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _panel(parameter: inspect.Parameter) -> int:
+    """Where its panel comes in the help; arguments first."""
+    panels = [getattr(info, "rich_help_panel", None) for info in getattr(parameter.annotation, "__metadata__", ())]
+    panel = panels[0] if panels else None
+    return 0 if panel is None else 1 + PANELS.index(panel) if panel in PANELS else 1 + len(PANELS)
+
+
+def _reading_from(values: dict[str, Any]) -> Reading:
+    """Raises InputError."""
+    return Reading(
+        normalise=values["normalise"],
+        align=align_from(values["align"], values["assume_aligned"]),
+        value_range=range_from(values["value_range"]),
+        frame=frame_from(values["frame"]),
+        rig=rig_from(values["rig"]),
+        crop=values["crop"],
+        window=window_from(values["window"]),
+        rigid=values["rigid"],
+        allow_different_patients=values["allow_different_patients"],
+    )
 
 
 def settings_from(texts: dict[str, str]) -> FusionSettings:

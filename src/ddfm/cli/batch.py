@@ -8,24 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ddfm.console import EVERY, err, out, plain, progress_bar
-from ddfm.errors import InputError
-from ddfm.options import (
+from ddfm.cli.console import EVERY, err, out, plain, progress_bar
+from ddfm.cli.options import (
     INPUT,
     OUTPUT,
-    Aligning,
-    Assume,
-    Crop,
+    PERFORMANCE,
     Depth,
     Device,
-    Normalise,
     Overwrite,
     Prior,
-    Rig,
-    align_from,
     depth_from,
-    rig_from,
+    option,
 )
+from ddfm.errors import InputError
+from ddfm.runs.reading import Reading
 from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:
@@ -38,37 +34,27 @@ def batch(
     sources: Annotated[
         list[str], typer.Argument(help="A folder for each sensor, one folder of all, or a CSV with a row per scene.")
     ],
-    output: Annotated[str, typer.Option("-o", "--output", help="The folder of the results.", rich_help_panel=OUTPUT)],
+    output: Annotated[str, option("The folder of the results.", OUTPUT, "--output", "-o")],
     settings: FusionSettings,
+    reading: Reading,
     prior: Prior = "embedded",
     device: Device = None,
     depth: Depth = "same",
-    format: Annotated[str, typer.Option(help="png, tif, jpg or bmp; volumes keep theirs.")] = "png",
-    batch_size: Annotated[int | None, typer.Option(help="Images of one size through the network together.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Skip what is complete.")] = False,
-    pattern: Annotated[
-        list[str], typer.Option(help="A name for each sensor: '{id}_T.jpg' '{id}_V.jpg'.", rich_help_panel=INPUT)
-    ] = [],  # noqa: B006
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the pairs and what would happen.")] = False,
-    align: Aligning = None,
-    assume_aligned: Assume = False,
-    rig: Rig = None,
-    crop: Crop = False,
-    normalise: Normalise = False,
+    format: Annotated[str, option("png, tif, jpg or bmp; volumes keep theirs.", OUTPUT)] = "png",
+    batch_size: Annotated[int | None, option("Images of one size through the network together.", PERFORMANCE)] = None,
+    resume: Annotated[bool, option("Skip what is complete.", OUTPUT, "--resume")] = False,
+    pattern: Annotated[list[str], option("A name for each sensor: '{id}_T.jpg' '{id}_V.jpg'.", INPUT)] = [],  # noqa: B006
+    dry_run: Annotated[bool, option("Print the pairs and what would happen.", OUTPUT, "--dry-run")] = False,
     overwrite: Overwrite = False,
-    engine: Annotated[
-        str, typer.Option(help="local, or ray: a cluster (docs/scale.md).", rich_help_panel=RAY)
-    ] = "local",
+    engine: Annotated[str, option("local, or ray: a cluster (docs/scale.md).", RAY)] = "local",
     address: Annotated[
         str | None,
-        typer.Option(help="Of the cluster; auto: this machine's. (Default: none, start one.)", rich_help_panel=RAY),
+        option("Of the cluster; auto: this machine's. (Default: none, start one.)", RAY),
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Workers. (Default: what fits.)", rich_help_panel=RAY)] = None,
-    num_cpus: Annotated[float, typer.Option(help="CPUs, and threads, of a worker.", rich_help_panel=RAY)] = 1,
-    num_gpus: Annotated[float, typer.Option(help="GPUs of a worker; 0.5: two share one.", rich_help_panel=RAY)] = 0,
-    metrics: Annotated[
-        str | None, typer.Option(help="Fusion metrics for the manifest, comma-separated.", rich_help_panel=RAY)
-    ] = None,
+    concurrency: Annotated[int | None, option("Workers. (Default: what fits.)", RAY)] = None,
+    num_cpus: Annotated[float, option("CPUs, and threads, of a worker.", RAY)] = 1,
+    num_gpus: Annotated[float, option("GPUs of a worker; 0.5: two share one.", RAY)] = 0,
+    metrics: Annotated[str | None, option("Fusion metrics for the manifest, comma-separated.", RAY)] = None,
 ) -> None:
     """Fuse folders of images or volumes, matched by name; lists what could not be fused at the end.
 
@@ -88,10 +74,7 @@ def batch(
         "batch_size": batch_size,
         "depth": bits,
         "format": format,
-        "normalise": normalise,
-        "align": align_from(align, assume_aligned),
-        "rig": rig_from(rig),
-        "crop": crop,
+        "reading": reading,
         "overwrite": overwrite,
     }
     cluster = {"address": address, "concurrency": concurrency, "num_cpus": num_cpus, "num_gpus": num_gpus}

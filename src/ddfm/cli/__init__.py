@@ -1,0 +1,85 @@
+"""The command line. Thin: every option is a parameter of a function elsewhere."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ddfm import __version__
+from ddfm.cli import batch, fuse, measure, prior
+from ddfm.cli.console import err, plain
+from ddfm.cli.options import Prior, with_reading, with_settings
+from ddfm.errors import InputError, out_of_memory
+
+app = typer.Typer(
+    help="Fuse registered images of several sensors by posterior sampling with a diffusion prior (DDFM).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The console script: one sentence and exit 2 for bad input, 130 for Ctrl-C."""
+    try:
+        code = app(prog_name="ddfm", standalone_mode=False)  # what typer.Exit carried; with newer typer 130 for Ctrl-C
+    except InputError as error:
+        _fail(plain(error))
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            _fail(f"{plain(error.format_message())} (see ddfm --help)")
+        if sentence := out_of_memory(error):
+            _fail(sentence)
+        raise
+    if code == 130:
+        err.print("interrupted")
+    sys.exit(code)
+
+
+def _fail(sentence: str) -> None:
+    err.print(f"[bold red]error:[/] {sentence}", soft_wrap=True, highlight=False)
+    sys.exit(2)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"ddfm {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+app.command()(with_settings(with_reading(fuse.fuse)))
+app.command()(fuse.register)
+app.command()(with_settings(with_reading(batch.batch)))
+app.command()(fuse.demo)
+app.command()(measure.evaluate)
+app.command()(with_settings(measure.bench))
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
+    prior: Prior = "embedded",
+    device: Annotated[list[str], typer.Option(help="cpu, cuda:0, ...; one worker for each.")] = [],  # noqa: B006
+    token: Annotated[str | None, typer.Option(envvar="DDFM_TOKEN", help="Ask clients for this bearer token.")] = None,
+    cors: Annotated[list[str], typer.Option(help="A further origin whose pages may call the service.")] = [],  # noqa: B006
+) -> None:
+    """Serve the page and the HTTP API (needs `pip install ddfm[server]`).
+
+    Example: ddfm serve --port 8000
+    """
+    from ddfm.server import serve as run_server
+
+    run_server(host, port, prior=prior, devices=device, token=token, origins=cors)
+
+
+app.add_typer(prior.app, name="prior")

@@ -1,0 +1,5 @@
+"""`python -m ddfm.cli`."""
+
+from ddfm.cli import main
+
+main()

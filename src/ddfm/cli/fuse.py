@@ -1,0 +1,178 @@
+"""The commands `fuse`, `register` and `demo`: one scene at a time."""
+
+import json as jsons
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddfm.cli import loading
+from ddfm.cli.console import err, out, plain
+from ddfm.cli.options import (
+    Anonymise,
+    Blend,
+    Depth,
+    Device,
+    Frame,
+    JsonObject,
+    Output,
+    Overwrite,
+    Palette,
+    Prior,
+    Quiet,
+    Verbose,
+    depth_from,
+    frame_from,
+)
+from ddfm.errors import InputError
+from ddfm.runs.reading import Reading
+from ddfm.settings import FusionSettings
+
+
+def fuse(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Images or volumes of one scene: INFRARED VISIBLE, MRI PET ...")
+    ],
+    output: Output,
+    settings: FusionSettings,
+    reading: Reading,
+    prior: Prior = "embedded",
+    device: Device = None,
+    depth: Depth = "same",
+    palette: Palette = None,
+    blend: Blend = 0.5,
+    anonymise: Anonymise = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    json: JsonObject = False,
+) -> None:
+    """Fuse images of one scene, of any sizes, or volumes slice by slice, into one.
+
+    Examples: ddfm fuse thermal.png photo.jpg -o fused.png
+
+    ddfm fuse thermal.png photo.jpg --rig rig.json -o fused.png
+
+    ddfm fuse MRI_FOLDER pet.nii.gz --frame first -o fused.nii.gz
+    """
+    from ddfm.io.outputs import Outputs
+    from ddfm.runs.scene import Scene
+
+    start, bits = time.perf_counter(), depth_from(depth)
+    err.quiet = quiet or json
+    rig = [reading.rig.path] if reading.rig and reading.rig.path else []
+    Outputs([*sources, prior, *rig], overwrite).claim(output)
+    with err.status("reading the sources"):
+        scene = Scene.read(sources, reading)
+        scene.check_target(output, bits, settings.colour, anonymise)
+        if palette:  # refused before the work
+            scene.overlaid(scene.sources[0].pixels, palette, blend)
+    for finding in scene.findings:
+        err.print(plain(finding), highlight=False, soft_wrap=True)
+    pipe = loading.pipeline(prior, device)
+    if verbose:
+        err.print(plain(f"{settings}, prior {prior} on {pipe.device}"), highlight=False, soft_wrap=True)
+    fused = loading.run(pipe, scene, settings, "fusing")
+    if palette:
+        fused = scene.overlaid(fused, palette, blend)
+    scene.write(output, fused, bits, anonymise)
+    height, width = fused.shape[1:] if scene.is_volume else fused.shape[:2]
+    done = {
+        "output": str(output),
+        "size": [width, height, *([len(fused)] if scene.is_volume else [])],
+        "seconds": round(time.perf_counter() - start, 2),
+        "findings": scene.findings,
+        "registrations": [found and found.as_dict() for found in scene.registrations],
+        "settings": settings.as_dict(),
+    }
+    if json:
+        print(jsons.dumps(done))
+    elif not quiet:
+        size = "x".join(map(str, (width, height, *([len(fused)] if scene.is_volume else []))))
+        out.print(plain(f"{output}: {size}, {done['seconds']:.1f} s"), highlight=False, soft_wrap=True)
+
+
+def register(
+    moving: Annotated[Path, typer.Argument(help="One image.")],
+    fixed: Annotated[Path, typer.Argument(help="Another of the same scene, of any size.")],
+    save: Annotated[Path | None, typer.Option("--save", help="Write the calibration here, for --rig.")] = None,
+    write_aligned: Annotated[
+        Path | None, typer.Option("--write-aligned", help="Write the image that is not the frame here, in the frame.")
+    ] = None,
+    frame: Frame = "auto",
+    overwrite: Overwrite = False,
+    json: JsonObject = False,
+) -> None:
+    """Find where one image lies in the frame of another; exit code 1 if the finding is unsure.
+
+    Examples: ddfm register thermal.png photo.jpg --save rig.json
+
+    ddfm register thermal.png photo.jpg --write-aligned thermal_in_photo.png
+    """
+
+    from ddfm.io import images
+    from ddfm.io.outputs import Outputs
+    from ddfm.registration import frame_of
+    from ddfm.registration import register as run_register
+
+    outputs = Outputs([moving, fixed], overwrite)
+    for path in (save, write_aligned):
+        if path is not None:
+            outputs.claim(path)
+    pair = [images.read(path) for path in (moving, fixed)]
+    chosen = frame_from(frame)
+    chosen = frame_of(pair, None) if chosen is None else chosen
+    if chosen > 1:
+        raise InputError("--frame is first or second: two images are registered.")
+    source, target = pair[1 - chosen], pair[chosen]
+    with err.status("registering"):
+        found = run_register(source.pixels, target.pixels)
+    if json:
+        print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
+    else:
+        out.print(
+            plain(f"{source.path} in the frame of {target.path}: {found.sentence}"), highlight=False, soft_wrap=True
+        )
+        for row in found.matrix:
+            out.print("  ".join(f"{value:12.6f}" for value in row), highlight=False)
+    if not found.confident:
+        raise typer.Exit(1)
+    if save is not None:
+        found.save(save)
+    if write_aligned is not None:
+        images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the images go.")] = Path("demo"),
+    device: Device = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fuse a night street and a head phantom, fuse both pairs, and show the results side by side."""
+    import numpy as np
+
+    from ddfm.colour import fused_colour, luma
+    from ddfm.demo import save_scenes, side_by_side
+    from ddfm.evaluation.baselines import average
+    from ddfm.io import images
+    from ddfm.io.outputs import Outputs
+    from ddfm.runs.scene import Scene
+
+    shown, outputs = {"night_street": ("infrared", "visible"), "head_pet": ("MRI", "PET")}, Outputs([], overwrite)
+    for name in shown:
+        outputs.claim(folder / f"{name}_fused.png")
+        outputs.claim(folder / f"{name}_side_by_side.png")
+    scenes = save_scenes(folder, overwrite)
+    pipe = loading.pipeline("embedded", device)
+    for name, labels in shown.items():
+        scene = Scene.read(scenes[name])
+        pair = [source.pixels for source in scene.sources]
+        fused = loading.run(pipe, scene, FusionSettings(), name)
+        images.write(folder / f"{name}_fused.png", fused)
+        averaged = fused_colour(average([luma(picture) for picture in pair]), pair)
+        eight_bits = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in (*pair, averaged, fused)]
+        panels = side_by_side(eight_bits, [*labels, "average", "ddfm"])
+        images.write(folder / f"{name}_side_by_side.png", panels)
+        for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
+            out.print(plain(path), highlight=False, soft_wrap=True)

@@ -1,0 +1,136 @@
+"""The commands `evaluate` and `bench`: measuring fused images."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ddfm.cli import loading
+from ddfm.cli.console import err, out, plain, progress_bar
+from ddfm.cli.options import Device, Overwrite, Prior
+from ddfm.errors import InputError
+from ddfm.settings import FusionSettings
+
+if TYPE_CHECKING:
+    from ddfm.evaluation.table import Evaluation
+    from ddfm.io.outputs import Outputs
+
+Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
+Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source images; once for each sensor.")]
+Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
+Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs, m3fd, roadscene, tno or harvard.")]
+Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write everything here.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report here.")]
+PerImage = Annotated[bool, typer.Option("--per-image", help="A row an image too.")]
+
+
+def _reports(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":
+    """The files that a measurement writes, checked before the work."""
+    from ddfm.io.outputs import Outputs
+
+    outputs = Outputs(inputs, overwrite)
+    for path in paths:
+        if path is not None:
+            outputs.claim(path)
+    return outputs
+
+
+def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html: Path | None, per_image: bool) -> None:
+    table = evaluation.to_rich(per_image)
+    needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
+    Console(width=max(needed, out.width)).print(table)  # whole: numbers cut to fit a narrow terminal are no numbers
+    for note in evaluation.baseline_notes():
+        out.print(plain(note), highlight=False)
+    for stem in evaluation.unmatched:
+        err.print(f"unmatched: {plain(stem)}", highlight=False)
+    if csv:
+        evaluation.to_csv(csv, per_image)
+    if json:
+        evaluation.to_json(json)
+    if html:
+        from ddfm.evaluation.report import write_html
+
+        write_html(evaluation, html)
+
+
+def _names(metrics: str | None) -> list[str] | None:
+    return [name.strip() for name in metrics.split(",")] if metrics else None
+
+
+def evaluate(
+    fused: Annotated[list[str], typer.Option("--fused", help="DIR or NAME=DIR; once for each method.")],
+    sources: Sources,
+    convention: Convention = "ddfm",
+    metrics: Metrics = None,
+    published: Published = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Measure average, maximum and pyramid too.")] = False,
+    per_image: PerImage = False,
+    csv: Csv = None,
+    json: Json = None,
+    html: Html = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Measure folders of fused images against their sources."""
+    from ddfm.evaluation.evaluate import evaluate_folders
+
+    named = [text.partition("=") if "=" in text else (Path(text).name, "=", text) for text in fused]
+    methods = {name: Path(folder) for name, _, folder in named}
+    if len(methods) < len(named):
+        raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
+    _reports([*sources, *methods.values()], overwrite, csv, json, html)
+    with progress_bar() as bar:
+        task = bar.add_task("measuring", total=None)
+        evaluation = evaluate_folders(
+            methods,
+            sources,
+            convention,  # type: ignore[arg-type]  # checked there
+            _names(metrics),
+            lambda done, total: bar.update(task, completed=done, total=total),
+            published,
+            baselines,
+        )
+    _report(evaluation, csv, json, html, per_image)
+
+
+def bench(
+    sources: Sources,
+    settings: FusionSettings,
+    also: Annotated[list[str], typer.Option("--also", help="A further likelihood to measure beside.")] = [],  # noqa: B006
+    prior: Prior = "embedded",
+    device: Device = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused images here.")] = None,
+    convention: Convention = "ddfm",
+    metrics: Metrics = None,
+    published: Published = None,
+    per_image: PerImage = False,
+    csv: Csv = None,
+    json: Json = None,
+    html: Html = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
+    from ddfm.evaluation.evaluate import bench as run_bench
+
+    outputs = _reports([*sources, prior], overwrite, csv, json, html)
+    methods = [settings, *(dataclasses.replace(settings, likelihood=name) for name in also)]
+    pipe = loading.pipeline(prior, device)
+
+    def method(chosen: FusionSettings) -> Any:
+        return lambda images: pipe(images, chosen).images[0]  # type: ignore[union-attr]
+
+    with progress_bar() as bar:
+        task = bar.add_task("fusing and measuring", total=None)
+        evaluation = run_bench(
+            sources,
+            {chosen.likelihood: method(chosen) for chosen in methods},
+            output,
+            convention,  # type: ignore[arg-type]  # checked there
+            _names(metrics),
+            lambda done, total: bar.update(task, completed=done, total=total),
+            published,
+            outputs=outputs,
+        )
+    _report(evaluation, csv, json, html, per_image)

@@ -1,0 +1,82 @@
+"""The commands `prior info`, `pull`, `export` and `train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddfm.cli.console import out, plain
+from ddfm.cli.options import Device, Overwrite
+
+app = typer.Typer(help="The image prior: look at it, fetch the paper's, train the embedded one.", no_args_is_help=True)
+
+
+@app.command("info")
+def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded") -> None:
+    """What a prior is: parameters, channels, what it predicts, and its model card if it has one."""
+    from ddfm.prior.load import EMBEDDED, image_channels, load_prior, size_multiple
+
+    prior = load_prior(source)
+    parameters = sum(p.numel() for p in prior.unet.parameters())
+    out.print(f"{plain(source)}: {type(prior.unet).__name__}, {parameters:,} parameters", highlight=False)
+    out.print(
+        f"channels {image_channels(prior.unet)}, any size (padded to multiples of {size_multiple(prior.unet)}), "
+        f"predicts {prior.scheduler.config['prediction_type']}, {len(prior.scheduler.betas)} steps",
+        highlight=False,
+    )
+    card = EMBEDDED / "MODEL_CARD.md"
+    if source == "embedded" and card.exists():
+        from rich.markdown import Markdown
+
+        out.print(Markdown(card.read_text(encoding="utf-8")))
+
+
+@app.command("pull")
+def prior_pull(
+    name: Annotated[str, typer.Argument(help="openai-256, the paper's prior (2.2 GB).")] = "openai-256",
+) -> None:
+    """Fetch a published prior into the local cache: resumed if interrupted, verified, converted once."""
+    from ddfm.prior.download import pull
+
+    out.print(plain(pull(name)), highlight=False, soft_wrap=True)
+
+
+@app.command("export")
+def prior_export(
+    onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
+    source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded",
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a prior's network as ONNX, for images of any size (needs `pip install ddfm[onnx]`).
+
+    Example: ddfm prior export --onnx prior.onnx
+    """
+    from ddfm.io.outputs import Outputs
+    from ddfm.prior.export import export_onnx
+    from ddfm.prior.load import load_prior
+
+    Outputs([source, *(Path(source) / part for part in ("unet", "scheduler"))], overwrite).claim(onnx)
+    out.print(plain(export_onnx(load_prior(source, "cpu"), onnx)), highlight=False, soft_wrap=True)
+
+
+@app.command("train")
+def prior_train(
+    data: Annotated[Path, typer.Argument(help="A folder of folders of images.")],
+    run: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; an existing one is gone on with.")],
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 8000,
+    initial: Annotated[str | None, typer.Option(help="A prior of this architecture to start from.")] = None,
+    device: Device = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train the embedded prior, or go on with a run."""
+    import torch
+
+    from ddfm.prior import usable_device
+    from ddfm.prior.train import TrainingConfig, train
+
+    if threads:
+        torch.set_num_threads(threads)
+    config, found = TrainingConfig(steps=steps), str(usable_device(device))
+    prior = train(data, run, config, initial=initial, device=found, overwrite=overwrite)
+    out.print(plain(prior), highlight=False, soft_wrap=True)
