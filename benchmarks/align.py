@@ -23,7 +23,7 @@ from ddfm.io import images
 from ddfm.registration import affine as align
 
 
-def random_transform(rng, shape):
+def random_transform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape
     matrix = np.eye(3)
     centre = ((width - 1) / 2, (height - 1) / 2)
@@ -32,17 +32,19 @@ def random_transform(rng, shape):
     return matrix
 
 
-def corner_error(a, b, shape):
+def corner_error(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
     height, width = shape
     corners = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
-    return np.linalg.norm((a @ corners - b @ corners)[:2], axis=0).max()
+    return float(np.linalg.norm((a @ corners - b @ corners)[:2], axis=0).max())
 
 
-def square(matrix):
+def square(matrix: np.ndarray | list[list[int]]) -> np.ndarray:
     return np.vstack([matrix, [0, 0, 1]])
 
 
-def measure(moving, fixed, rng, margin=20):
+def measure(
+    moving: np.ndarray, fixed: np.ndarray, rng: np.random.Generator, margin: int = 20
+) -> tuple[float, float, float, float, bool]:
     """(absolute error, relative error, error of doing nothing, displacement of the published pair, confident)."""
     inner = np.s_[margin:-margin, margin:-margin]
     shape = fixed[inner].shape
@@ -65,7 +67,7 @@ def measure(moving, fixed, rng, margin=20):
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--pairs", type=int, default=None, help="at most so many of each two folders")
@@ -81,7 +83,7 @@ def main():
         rows, start = [], time.perf_counter()
         for stem, path in stems:
             pair = [colour.luma(images.read(p).pixels) for p in (path, partner[stem])]
-            rows.append(measure(*pair, rng))
+            rows.append(measure(pair[0], pair[1], rng))
         everything += rows
         report(f"{first.parent.name}/{first.name} {len(rows)}", rows, (time.perf_counter() - start) / 2 / len(rows))
     report(f"all {len(everything)}", everything, float("nan"))
@@ -91,7 +93,7 @@ def main():
             report(f"all {name} {len(rows)}", rows, float("nan"))
 
 
-def report(name, rows, seconds):
+def report(name: str, rows: list[tuple[float, float, float, float, bool]], seconds: float) -> None:
     table = np.array(rows, float)
     cells = [f"{np.median(e):16.2f} {np.quantile(e, 0.9):5.2f} {100 * (e < 1.5).mean():6.0f}%" for e in table.T[:2]]
     untouched, published = np.median(table[:, 2:4], axis=0)

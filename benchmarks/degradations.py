@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(1)
     pipe = DDFMPipeline.from_prior(args.prior)
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    pipe.set_progress_bar_config(disable=True)
     undenoised = fuser(pipe, FusionSettings(likelihood=Salient(denoise_sources=False)))
     methods: dict[str, tuple[str, Fuse]] = {"ddfm": ("", fuser(pipe, FusionSettings()))}
     if not args.only_ours:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ddfm import DDFMPipeline
 from ddfm.colour import luma
@@ -21,8 +22,9 @@ from ddfm.evaluation.baselines import BASELINES
 from ddfm.evaluation.metrics import fusion_metrics
 from ddfm.io import images
 from ddfm.io.pairing import pair_by_stem
+from ddfm.likelihoods.base import SourceDenoiser
 from ddfm.likelihoods.operators import smooth
-from ddfm.likelihoods.salient import Salient
+from ddfm.likelihoods.salient import Salient, SalientState
 from ddfm.settings import FusionSettings
 
 NAMES = ["EN", "SD", "SF", "MI", "SCD", "VIF", "Qabf", "SSIM"]
@@ -44,7 +46,7 @@ def row(label: str, values: np.ndarray, names: list[str]) -> None:
 class Blurred(Salient):
     """The same likelihood with a Gaussian blur where the prior removes noise, its width the best of a few on MSE."""
 
-    def start(self, sources, denoise=None):
+    def start(self, sources: list[Tensor], denoise: SourceDenoiser | None = None) -> SalientState:
         return super().start(sources, lambda x, sigma: smooth(x, min(2.0, 0.5 + 4 * sigma)))
 
 

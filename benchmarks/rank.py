@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     torch.set_num_threads(1)
     pipe = DDFMPipeline.from_prior(args.prior)
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    pipe.set_progress_bar_config(disable=True)
     settings = FusionSettings(contrast=args.contrast)
     told = replace(settings, roles=("thermal", "visible")) if args.roles else settings
 

@@ -152,7 +152,7 @@ def overhead(pairs: int) -> None:
     from ddfm.runs.scene import Scene
 
     pipe = DDFMPipeline.from_prior("embedded")
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    pipe.set_progress_bar_config(disable=True)
     files, times = form(DEMO), list[tuple[float, float, float, float]]()
     with serving() as (client, _), tempfile.TemporaryDirectory() as folder:
         for _ in range(pairs + 2):

@@ -54,7 +54,7 @@ def pipeline(prior: str) -> DDFMPipeline:
 def one(height: int, width: int, steps: int, tile: int | None, prior: str) -> None:
     pair, megapixels = made_pair(height, width), height * width / 1e6
     pipe = pipeline(prior)
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    pipe.set_progress_bar_config(disable=True)
     columns = (*Progress.get_default_columns()[:-1], TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{width}x{height}")

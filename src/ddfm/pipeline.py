@@ -78,6 +78,10 @@ class DDFMPipeline(DiffusionPipeline):
         prior = load_prior(source, device, dtype)
         return cls(prior.unet, shorthand(prior.scheduler.config, "ddim"))
 
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """As diffusers', of tqdm's bar over the steps: `disable=True`."""
+        super().set_progress_bar_config(**options)  # type: ignore[no-untyped-call]
+
     def denoiser(self, **options: Any) -> Denoiser:
         """The prior as a function, `x0 = pipe.denoiser(tile=256)(x_t, t)`; options as of `Denoiser`."""
         return Denoiser(self.unet, self.scheduler, device=self._execution_device, **options)
@@ -315,7 +319,7 @@ def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[
 @functools.lru_cache(maxsize=2)
 def _pipeline(prior: str, device: str | None) -> DDFMPipeline:
     pipe = DDFMPipeline.from_prior(prior, device)
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -16,7 +16,7 @@ def pipeline(prior: str, device: str | None) -> "DDFMPipeline":
         from ddfm.pipeline import DDFMPipeline
 
         pipe = DDFMPipeline.from_prior(prior, device)
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[no-untyped-call]
+    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -243,7 +243,8 @@ def as_pixels(x: Any) -> np.ndarray:
     if x.ndim == 3 and x.shape[2] == 1:
         x = x[..., 0]
     if x.dtype.kind == "u" and x.dtype.itemsize <= 2:
-        return np.divide(x, FULL_SCALE[8 * x.dtype.itemsize], dtype=np.float32)
+        result: np.ndarray = np.divide(x, FULL_SCALE[8 * x.dtype.itemsize], dtype=np.float32)
+        return result
     if x.dtype.kind != "f":
         raise InputError(f"An image is uint8, uint16 or floating point in [0, 1], not {x.dtype}.")
     low, high = float(x.min()), float(x.max())
@@ -251,7 +252,8 @@ def as_pixels(x: Any) -> np.ndarray:
         raise InputError("The image contains NaN or infinity; replace these values first.")
     if low < -1e-4 or high > 1 + 1e-4:
         raise InputError(f"A floating-point image must lie in [0, 1]; this one spans {low:.4g} to {high:.4g}.")
-    return np.clip(x, 0, 1).astype(np.float32, order="C")
+    result = np.clip(x, 0, 1).astype(np.float32, order="C")
+    return result
 
 
 def _from_tensor(x: Any) -> np.ndarray:
@@ -308,4 +310,5 @@ def _quantised(pixels: np.ndarray, bits: int) -> np.ndarray:
     if bits == 32:
         return pixels
     scaled = pixels * np.float32(FULL_SCALE[bits])
-    return np.rint(scaled, out=scaled).astype(np.uint8 if bits == 8 else np.uint16)
+    result: np.ndarray = np.rint(scaled, out=scaled).astype(np.uint8 if bits == 8 else np.uint16)
+    return result

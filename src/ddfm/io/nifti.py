@@ -35,7 +35,7 @@ def decode(data: bytes, name: str) -> Volume:
     start = unpacked.read(540)
     kind = _kind(start, name)
     unpacked.seek(0)
-    header = (nibabel.Nifti1Header if kind == 1 else nibabel.Nifti2Header).from_fileobj(unpacked, check=False)
+    header = (nibabel.Nifti1Header if kind == 1 else nibabel.Nifti2Header).from_fileobj(unpacked, check=False)  # type: ignore[no-untyped-call]
     shape = header.get_data_shape()
     _check_size(shape, name)
     dtype = header.get_data_dtype()
@@ -170,14 +170,14 @@ def _header(shape: tuple[int, ...], like: Image, name: str) -> Any:
         raise InputError(f"Cannot write {name}: its geometry has to come from a source that has one.")
     if like.grid.shape != shape:
         raise InputError(f"Cannot write {name}: it has the shape {shape[::-1]}, its source {like.grid.size}.")
-    header = nibabel.Nifti1Header() if max(shape) < 2**15 else nibabel.Nifti2Header()
-    header.set_data_shape((width, height, depth))
+    header = nibabel.Nifti1Header() if max(shape) < 2**15 else nibabel.Nifti2Header()  # type: ignore[no-untyped-call]
+    header.set_data_shape((width, height, depth))  # type: ignore[no-untyped-call]
     affine = RAS_FROM_LPS @ like.grid.affine
-    header.set_sform(affine, code=1)
+    header.set_sform(affine, code=1)  # type: ignore[no-untyped-call]
     directions = affine[:3, :3] / like.grid.spacing
     right_angled = np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
-    header.set_qform(affine, code=1 if right_angled else 0, strip_shears=True)
-    header.set_xyzt_units("mm")
+    header.set_qform(affine, code=1 if right_angled else 0, strip_shears=True)  # type: ignore[no-untyped-call]
+    header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
     return header
 
 

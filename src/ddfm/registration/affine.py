@@ -125,7 +125,8 @@ def warp(moving: np.ndarray, alignment: Alignment) -> np.ndarray:
     """
     if not alignment.confident:
         raise InputError(alignment.sentence)
-    return np.clip(_warp(moving, alignment.matrix, moving.shape, cv2.INTER_CUBIC), 0, 1)
+    result: np.ndarray = np.clip(_warp(moving, alignment.matrix, moving.shape, cv2.INTER_CUBIC), 0, 1)
+    return result
 
 
 def _warp(picture: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
@@ -206,7 +207,7 @@ def _criterion(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -
         norm = np.sqrt(energy * float(np.einsum("nc,nc,n->", found, found, weights)))
         correlation = float(np.einsum("nc,nc->", found, weighted)) / max(norm, 1e-9)
         beyond = np.maximum(np.abs(p) - PLAUSIBLE, 0) / 0.02
-        return INFORMATION * information + correlation - 0.1 * float(beyond @ beyond)
+        return float(INFORMATION * information + correlation - 0.1 * float(beyond @ beyond))
 
     return score
 
@@ -214,7 +215,8 @@ def _criterion(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -
 def _taper(length: int) -> np.ndarray:
     """Weights of the samples along one side: 1, and towards either end smoothly down to 0."""
     ends = np.minimum(np.arange(length) + 0.5, length - np.arange(length) - 0.5) / (TAPER * length)
-    return np.sin(np.minimum(ends, 1).astype(np.float32) * np.pi / 2) ** 2
+    result: np.ndarray = np.sin(np.minimum(ends, 1).astype(np.float32) * np.pi / 2) ** 2
+    return result
 
 
 def _mutual_information(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> float:

@@ -106,7 +106,7 @@ def _disagreement(level: Pair, matrix: np.ndarray, shape: tuple[int, ...]) -> fl
 
 def _similar_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether two images can show the same field of view: their sides' ratios differ by less than 10 %."""
-    return abs(np.log(one[0] * other[1] / (one[1] * other[0]))) < 0.1
+    return bool(abs(np.log(one[0] * other[1] / (one[1] * other[0]))) < 0.1)
 
 
 def _registration(

@@ -42,7 +42,8 @@ def contours(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     )
     found = cv2.GaussianBlur(found * HARMONICS, (0, 0), GATHER)
     size = np.linalg.norm(found, axis=-1, keepdims=True)
-    return (found / (size + max(0.5 * float(np.median(size)), 1e-4))).astype(np.float32)
+    result: np.ndarray = (found / (size + max(0.5 * float(np.median(size)), 1e-4))).astype(np.float32)
+    return result
 
 
 def valid_area(image: np.ndarray) -> np.ndarray:

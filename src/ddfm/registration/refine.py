@@ -40,7 +40,8 @@ class Pair:
             y, x = np.indices(known.shape) // max(8, max(known.shape) // BLOCKS)
             known = known * ((x + y) % 2 == half)
         level = _gauss_newton(self.moving, (contour, known), level, free)
-        return np.linalg.inv(self.of_moving) @ level @ self.of_fixed
+        result: np.ndarray = np.linalg.inv(self.of_moving) @ level @ self.of_fixed
+        return result
 
     def score(self, matrix: np.ndarray) -> float:
         """As of the search: normalised correlation times the square root of the overlap; -1 where that is little."""
@@ -56,7 +57,7 @@ class Pair:
         cross, own, other = (
             float(np.einsum("hwc,hwc,hw->", a, b, weight)) for a, b in ((one, two), (one, one), (two, two))
         )
-        return cross / max(np.sqrt(own * other), 1e-9) * float(np.sqrt(total / area))
+        return float(cross / max(np.sqrt(own * other), 1e-9) * float(np.sqrt(total / area)))
 
 
 def _warp(planes: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -101,7 +102,8 @@ def _gauss_newton(moving: Level, fixed: Level, matrix: np.ndarray, free: int) ->
         weight *= (TAU / (TAU + (difference**2).sum(-1))) ** 2
 
         def weighted(a: np.ndarray, b: np.ndarray, weight: np.ndarray = weight) -> np.ndarray:
-            return (np.einsum("hwc,hwc->hw", a, b) * weight).ravel()
+            result: np.ndarray = (np.einsum("hwc,hwc->hw", a, b) * weight).ravel()
+            return result
 
         gx, gy = gradients
         xy = weighted(gx, gy) @ products

@@ -85,7 +85,8 @@ class Registration:
         depth = cv2.distanceTransform(self.inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         feather = max(8.0, min(feather * min(self.fixed_shape), float(depth.max()) / 2))
         ramp = np.clip((depth - 1) / feather, 0, 1)
-        return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
+        result: np.ndarray = (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
+        return result
 
     @property
     def scale(self) -> np.ndarray:
@@ -93,7 +94,8 @@ class Registration:
         height, width = self.fixed_shape
         x, y, w = self.matrix @ ((width - 1) / 2, (height - 1) / 2, 1)
         jacobian = (self.matrix[:2, :2] - np.outer((x / w, y / w), self.matrix[2, :2])) / w
-        return np.linalg.norm(jacobian, axis=1)
+        result: np.ndarray = np.linalg.norm(jacobian, axis=1)
+        return result
 
     def warp(self, moving: np.ndarray) -> np.ndarray:
         """moving, (h, w) or (h, w, 3), brought into the frame: (H, W) or (H, W, 3), uint8 as uint8, else float32.

@@ -247,7 +247,8 @@ def _sampled(values: np.ndarray, here: Grid, there: Grid) -> np.ndarray:
         0.0,
         sitk.sitkFloat32,
     )
-    return np.clip(sitk.GetArrayFromImage(out), 0, 1)
+    result: np.ndarray = np.clip(sitk.GetArrayFromImage(out), 0, 1)
+    return result
 
 
 def _physical(image: Image, sitk: Any) -> Any:
@@ -285,7 +286,7 @@ def _simpleitk() -> Any:
         import SimpleITK
     except ImportError as error:
         raise InputError("To bring volumes into one frame, install SimpleITK: `pip install ddfm[medical]`.") from error
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]
     return SimpleITK
 
 

@@ -112,7 +112,7 @@ class Manifest:
 
     def _is_as_written(self, line: dict[str, Any], output: Path) -> bool:
         try:
-            return sha256(output) == line["sha256"]
+            return bool(sha256(output) == line["sha256"])
         except InputError:  # it is gone
             return False
 

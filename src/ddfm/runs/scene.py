@@ -129,7 +129,8 @@ class Scene:
         settings = changed(settings, changes)
         if self.is_volume:
             return self._fuse_slices(pipe, settings, progress)
-        return fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)[0]
+        result: np.ndarray = fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)[0]
+        return result
 
     def overlaid(self, fused: np.ndarray, palette: str, blend: float = 0.5) -> np.ndarray:
         """The fused image for display, (H, W, 3): the thermal source as a palette's colours over it, where it has data.

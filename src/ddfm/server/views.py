@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import PIL.Image
@@ -77,7 +77,9 @@ def metrics(job: Job, number: int) -> list[Metric]:
     ]
 
 
-def _measured(measure, image: np.ndarray, sources: Sequence[np.ndarray]) -> dict[str, float]:
+def _measured(
+    measure: Callable[..., dict[str, float]], image: np.ndarray, sources: Sequence[np.ndarray]
+) -> dict[str, float]:
     found = {}
     for name in _METRICS:  # one by one: some take two sources only, or an image larger than their window
         try:
