@@ -6,23 +6,21 @@ original `.pt` in it, is removed once the converted prior is in place.
 """
 
 import hashlib
-import http.client
 import json
 import os
 import queue
 import shutil
-import ssl
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+import requests
+import urllib3
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from safetensors import SafetensorError
@@ -152,19 +150,11 @@ def _root(given: str | os.PathLike[str] | None) -> Path:
 @contextmanager
 def _only_one(path: Path, name: str) -> Iterator[None]:
     """Holds a lock that the system releases when the process ends, however it ends."""
-    with open(path, "a+b") as file:
-        try:
-            if sys.platform == "win32":
-                import msvcrt
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise InputError(f"Another pull of {name} is at work in {quoted(path.parent)}: wait for it.") from error
-        yield
+    try:
+        with filelock.FileLock(path, timeout=0, thread_local=False):
+            yield
+    except filelock.Timeout as error:
+        raise InputError(f"Another pull of {name} is at work in {quoted(path.parent)}: wait for it.") from error
 
 
 def _bar(show: bool) -> Progress:
@@ -194,8 +184,6 @@ def _check_room(item: Published, partial: Path) -> None:
 
 def _download(url: str, item: Published, part: Path, bar: Progress) -> None:
     """Fills `part` up to the published size, over as many connections as it takes."""
-    if not url.lower().startswith(("https://", "http://")):
-        raise InputError(f"{url} is not an http or https address.")
     task = bar.add_task("download", total=item.size, completed=part.stat().st_size if part.exists() else 0)
     failures = 0
     while True:
@@ -208,7 +196,7 @@ def _download(url: str, item: Published, part: Path, bar: Progress) -> None:
             failures = 0 if after - before > item.size // 100 else failures + 1
             if failures >= RETRIES:
                 raise InputError(
-                    f"Cannot download {url}: {error}; what has arrived is kept, pull again to go on."
+                    f"Cannot download {url}: {error} at {after:,} of {item.size:,} bytes; they are kept, pull again."
                 ) from error
             time.sleep(BACKOFF * 2 ** max(failures - 1, 0))
 
@@ -227,10 +215,11 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
         headers["Range"] = f"bytes={have}-"
         if validator.exists():
             headers["If-Range"] = validator.read_text(encoding="utf-8")
-    with _network():
-        response = _within(PATIENCE, urllib.request.Request(url, headers=headers))
+    with _network(url):
+        response = _within(PATIENCE, url, headers)
+        response.raise_for_status()
     with response:
-        if response.status == 206:
+        if response.status_code == 206:
             span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
             if total not in ("*", str(item.size)):
                 raise _wrong_size(url, item, part, total)
@@ -257,26 +246,26 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
                     if have - before < LEAST_RATE * PATIENCE:
                         raise _Broken(f"fewer than {LEAST_RATE} bytes a second arrive")
                     since, before = now, have
-                with _network():
-                    data = response.read1(min(CHUNK, item.size - have))  # what is there: a stall loses nothing
+                with _network(url):
+                    data = response.raw.read1(min(CHUNK, item.size - have))  # what is there: a stall loses nothing
                 if not data:
-                    raise _Broken(f"the connection broke off at {have:,} of {item.size:,} bytes")
+                    raise _Broken("the connection broke off")
                 file.write(data)
                 have += len(data)
                 bar.update(task, advance=len(data))
-            with _network():
-                more = response.read(1)
+            with _network(url):
+                more = response.raw.read(1)
     if more:
         raise _wrong_size(url, item, part, f"more than {item.size}")
 
 
-def _within(seconds: float, request: urllib.request.Request) -> http.client.HTTPResponse:
+def _within(seconds: float, url: str, headers: dict[str, str]) -> requests.Response:
     """The response, if its headers come in time: a timeout of the socket alone begins anew with each byte."""
-    answers: queue.Queue[Any] = queue.Queue()
+    answers: queue.Queue[requests.Response | BaseException] = queue.Queue()
 
     def ask() -> None:
         try:
-            answers.put(urllib.request.urlopen(request, timeout=TIMEOUT))
+            answers.put(requests.get(url, headers=headers, stream=True, timeout=TIMEOUT))
         except BaseException as error:  # for the thread that waits
             answers.put(error)
 
@@ -284,33 +273,42 @@ def _within(seconds: float, request: urllib.request.Request) -> http.client.HTTP
     try:
         answer = answers.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError from None
+        raise requests.Timeout from None
     if isinstance(answer, BaseException):
         raise answer
-    response: http.client.HTTPResponse = answer
-    return response
+    return answer
 
 
 @contextmanager
-def _network() -> Iterator[None]:
+def _network(url: str) -> Iterator[None]:
     """Turns every way a connection can fail into `_Broken`, or InputError where trying again is no use."""
     try:
         yield
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in (408, 416, 425, 429) or error.code >= 500:
-            raise _Broken(f"the server answers {error.code} {error.reason}") from error
-        raise InputError(f"Cannot download {error.url}: the server answers {error.code} {error.reason}.") from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise InputError(f"Cannot download: the server's certificate is not trusted ({error.reason}).") from error
-        raise _Broken(str(getattr(error.reason, "strerror", None) or error.reason)) from error
-    except http.client.InvalidURL as error:
-        raise InputError(f"Cannot download: {error}.") from error
-    except TimeoutError as error:
+    except requests.HTTPError as error:
+        answer: Any = error.response
+        answer.close()
+        status = f"the server answers {answer.status_code} {answer.reason}"
+        if answer.status_code in (408, 416, 425, 429) or answer.status_code >= 500:
+            raise _Broken(status) from error
+        raise InputError(f"Cannot download {url}: {status}.") from error
+    except requests.exceptions.SSLError as error:
+        raise InputError(f"Cannot download {url}: the server's certificate is not trusted ({error}).") from error
+    except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise _Broken(f"nothing arrived for {TIMEOUT:g} seconds") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(error) or type(error).__name__) from error
+    except urllib3.exceptions.ProtocolError as error:
+        raise _Broken("the connection broke off") from error
+    except (requests.ConnectionError, urllib3.exceptions.HTTPError) as error:
+        raise _Broken(_reason(error)) from error
+    except requests.RequestException as error:  # an address that is none, or not of http or https
+        raise InputError(f"Cannot download {url}: {error}.") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for it, where it is the cause."""
+    cause: BaseException | None = error
+    while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
+        cause = getattr(cause, "reason", None) or cause.__cause__ or cause.__context__
+    return str(cause.strerror if isinstance(cause, OSError) and cause.strerror else error)
 
 
 def _wrong_size(url: str, item: Published, part: Path, size: str) -> InputError:
