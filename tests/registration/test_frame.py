@@ -73,7 +73,7 @@ def test_what_is_asked_is_done():
         to_frame([small, large], 1, rig=identity((120, 160)))
     with pytest.raises(InputError, match="auto, force or skip"):
         to_frame([small, large], 1, "perhaps")
-    with pytest.raises(InputError, match="--align force"):
+    with pytest.raises(InputError, match="align=force"):
         to_frame([Image(scene(40, 48)[::-1].copy()), large], 1)
     forced, _, (place, _) = to_frame([Image(scene(40, 48)[::-1].copy()), large], 1, "force")
     assert forced[0].pixels.shape == (120, 160) and not place.confident

@@ -306,7 +306,7 @@ def test_sources_are_aligned_where_asked(scenes, prior, tmp_path, monkeypatch):
 
     monkeypatch.setattr("ddfm.registration.frame.register", unsure)
     result = batch(scenes, tmp_path / "out", prior=prior, align=True, **QUICK)
-    assert list(result.failed) == ["b"] and "--align force" in result.failed["b"]
+    assert list(result.failed) == ["b"] and "align=force" in result.failed["b"]
     line = next(x for x in map(json.loads, result.manifest.read_text().splitlines()) if x.get("name") == "a")
     assert line["registrations"][0] is None and line["registrations"][1]["matrix"][0] == [1, 0, 5]
     batch(scenes, tmp_path / "plain", prior=prior, **QUICK)

@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused(volumes, tmp_path):
     assert "16x16" in refusal(tiny, tiny)
     assert "16x16" in refusal(tmp_path / "tiny.png", tmp_path / "tiny.png")
     assert "two or more" in refusal(volumes[0])
-    assert "--rigid" in refusal(*volumes, align=True)
+    assert "rigid" in refusal(*volumes, align=True)
 
 
 def test_a_volume_of_fewer_slices_is_resampled_and_said(volumes, tmp_path):

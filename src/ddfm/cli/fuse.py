@@ -23,7 +23,7 @@ from ddfm.cli.options import (
     Quiet,
     Verbose,
     depth_from,
-    frame_from,
+    naming,
 )
 from ddfm.errors import InputError
 from ddfm.runs.reading import Reading
@@ -121,7 +121,8 @@ def register(
         if path is not None:
             outputs.claim(path)
     pair = [images.read(path) for path in (moving, fixed)]
-    chosen = frame_from(frame)
+    with naming({}):
+        chosen = Reading.from_strings({"frame": frame}).frame
     chosen = frame_of(pair, None) if chosen is None else chosen
     if chosen > 1:
         raise InputError("--frame is first or second: two images are registered.")

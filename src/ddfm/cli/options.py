@@ -1,8 +1,10 @@
 """The command line's options, each written once; those of `FusionSettings` are added to a command by a decorator."""
 
+import contextlib
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -168,26 +170,36 @@ def _panel(parameter: inspect.Parameter) -> int:
 
 def _reading_from(values: dict[str, Any]) -> Reading:
     """Raises InputError."""
-    return Reading(
-        normalise=values["normalise"],
-        align=align_from(values["align"], values["assume_aligned"]),
-        value_range=range_from(values["value_range"]),
-        frame=frame_from(values["frame"]),
-        rig=rig_from(values["rig"]),
-        crop=values["crop"],
-        window=window_from(values["window"]),
-        rigid=values["rigid"],
-        allow_different_patients=values["allow_different_patients"],
-    )
+    rig, assume = values.pop("rig"), values.pop("assume_aligned")
+    if assume and values["align"] not in (None, "skip"):
+        raise InputError(
+            f"--assume-aligned estimates nothing and --align {values['align']} does; leave one of them away."
+        )
+    texts = {name: str(value) for name, value in values.items() if value is not None}
+    with naming({"value_range": "--range"}):
+        reading = Reading.from_strings(texts | ({"align": "skip"} if assume else {}))
+    if rig is None:
+        return reading
+    from ddfm.registration import Registration
+
+    return dataclasses.replace(reading, rig=Registration.load(rig))
+
+
+@contextlib.contextmanager
+def naming(options: dict[str, str]) -> Iterator[None]:
+    """Errors whose sentence begins with a field's name begin with its option instead."""
+    try:
+        yield
+    except InputError as error:
+        field, _, rest = str(error).partition(" ")
+        known = field.isidentifier() and field == field.lower()
+        raise InputError(f"{options.get(field, '--' + field)} {rest}" if known else str(error)) from error
 
 
 def settings_from(texts: dict[str, str]) -> FusionSettings:
     """`FusionSettings.from_strings`, whose sentences name options instead of fields."""
-    try:
+    with naming({name: names[0] for name, (names, _, _) in SETTINGS.items()}):
         return FusionSettings.from_strings(texts)
-    except InputError as error:
-        field, _, rest = str(error).partition(" ")
-        raise InputError(f"{SETTINGS[field][0][0]} {rest}" if field in SETTINGS else str(error)) from error
 
 
 def depth_from(text: str) -> Any:
@@ -195,52 +207,3 @@ def depth_from(text: str) -> Any:
     if text not in ("same", "8", "16"):
         raise InputError(f"--depth is same, 8 or 16, not {text}.")
     return text if text == "same" else int(text)
-
-
-def align_from(text: str | None, assume: bool = False) -> Any:
-    """How to align, "skip" if the sources are assumed to be. Raises InputError."""
-    if text not in (None, "auto", "force", "skip"):
-        raise InputError(f"--align is auto, force or skip, not {text[:80]}.")
-    if assume and text not in (None, "skip"):
-        raise InputError(f"--assume-aligned estimates nothing and --align {text} does; leave one of them away.")
-    return "skip" if assume else text
-
-
-def rig_from(path: Path | None) -> Any:
-    """The registration in a rig file. Raises InputError."""
-    if path is None:
-        return None
-    from ddfm.registration import Registration
-
-    return Registration.load(path)
-
-
-def frame_from(text: str) -> int | None:
-    """The index of the source that gives the frame, from 0; None for auto. Raises InputError."""
-    words = {"auto": None, "first": 0, "second": 1}
-    if text in words:
-        return words[text]
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 99):
-        raise InputError(f"--frame is auto, first, second or the number of a source from 1, not {text[:80]}.")
-    return int(text[:3]) - 1
-
-
-def range_from(text: str | None) -> tuple[float, float] | None:
-    """(low, high) of "LOW HIGH". Raises InputError."""
-    if text is None:
-        return None
-    try:
-        low, high = (float(word) for word in text.replace(",", " ").split())
-    except ValueError as error:
-        raise InputError(f'--range is "LOW HIGH", two numbers, not {text[:80]}.') from error
-    return low, high
-
-
-def window_from(text: str | None) -> Any:
-    """A window's name, or (low, high) in Hounsfield units. Raises InputError."""
-    if text is None or not any(character.isdigit() for character in text):
-        return text
-    try:
-        return range_from(text)
-    except InputError as error:
-        raise InputError(f'--window is brain, bone, lung, soft-tissue or "LOW HIGH", not {text[:80]}.') from error

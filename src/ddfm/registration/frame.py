@@ -98,8 +98,8 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     found = register(source.pixels, target.pixels)
     if not found.confident and align != "force":
         raise InputError(
-            f"{_name(source)} and {_name(target)}: {found.sentence} Use --align force to take what was found, --align "
-            "skip to take them as showing the same field of view, or --rig with a calibration."
+            f"{_name(source)} and {_name(target)}: {found.sentence} Use align=force to take what was found, align=skip "
+            "to take them as showing the same field of view, or a rig calibration."
         )
     return found
 
@@ -144,7 +144,7 @@ def _common(places: Sequence[Registration | None], shape: tuple[int, ...]) -> tu
             if height * (right - left) > area:
                 area, best = height * (right - left), (bottom + 1 - height, bottom + 1, left, right)
     if not area:
-        raise InputError("No part of the scene is covered by all sources; leave --crop away.")
+        raise InputError("No part of the scene is covered by all sources; do not crop.")
     top, bottom, left, right = (int(n) * cell for n in best)
     return slice(top, bottom), slice(left, right)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from ddfm.errors import InputError
 
 if TYPE_CHECKING:
     from ddfm.io.images import Range
@@ -43,6 +45,17 @@ class Reading:
         if isinstance(self.align, bool):
             object.__setattr__(self, "align", "auto" if self.align else None)
 
+    @classmethod
+    def from_strings(cls, fields: Mapping[str, str]) -> Reading:
+        """From text, as a form or the command line has it: {"align": "force", "frame": "2"}; "" is the default.
+
+        A frame is "first", "second" or counted from 1; a range or window is two numbers. A rig file is not read.
+
+        Raises:
+            InputError: text that is no value of a field; the sentence begins with the field's name.
+        """
+        return cls(**{name: _PARSERS[name](text[:80]) for name, text in fields.items() if text != ""})
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, by name."""
         return {name: getattr(self, name) for name in FIELDS} | {"rig": self.rig and self.rig.as_dict()}
@@ -55,3 +68,53 @@ def with_changes(reading: Reading | None, changes: Mapping[str, Any]) -> tuple[R
     """The reading, or the defaults, with those of `changes` that are fields of it; and the other changes."""
     own = {name: value for name, value in changes.items() if name in FIELDS}
     return dataclasses.replace(reading or Reading(), **own), {n: v for n, v in changes.items() if n not in own}
+
+
+def _align(text: str) -> Any:
+    if text not in ("auto", "force", "skip"):
+        raise InputError(f"align is auto, force or skip, not {text}.")
+    return text
+
+
+def _frame(text: str) -> int | None:
+    words = {"auto": None, "first": 0, "second": 1}
+    if text in words:
+        return words[text]
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 99):
+        raise InputError(f"frame is auto, first, second or the number of a source from 1, not {text}.")
+    return int(text[:3]) - 1
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(word) for word in text.replace(",", " ").split())
+    except ValueError as error:
+        raise InputError(f'value_range is "LOW HIGH", two numbers, not {text}.') from error
+    return low, high
+
+
+def _window(text: str) -> Any:
+    if not any(character.isdigit() for character in text):
+        return text  # a name
+    try:
+        return _range(text)
+    except InputError as error:
+        raise InputError(f'window is brain, bone, lung, soft-tissue or "LOW HIGH", not {text}.') from error
+
+
+def _flag(name: str) -> Callable[[str], bool]:
+    def parsed(text: str) -> bool:
+        if text.lower() not in ("true", "false", "1", "0", "on", "off"):
+            raise InputError(f"{name} is true or false, not {text!r}.")
+        return text.lower() in ("true", "1", "on")
+
+    return parsed
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "align": _align,
+    "frame": _frame,
+    "value_range": _range,
+    "window": _window,
+    **{name: _flag(name) for name in ("crop", "normalise", "rigid", "allow_different_patients")},
+}

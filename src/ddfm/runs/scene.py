@@ -97,7 +97,9 @@ class Scene:
         if not scene.is_volume:
             scene = scene._in_frame(reading)
         elif reading.align or reading.rig or reading.crop:
-            raise InputError(f"{_name(sources[0])} is a volume; only images are aligned, volumes with --rigid.")
+            raise InputError(
+                f"{_name(sources[0])} is a volume; only images are aligned, volumes by a rigid registration."
+            )
         scene._check_sizes()
         return scene
 
