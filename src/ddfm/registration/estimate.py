@@ -118,7 +118,7 @@ def _registration(
     if not confident:
         sentence = (
             f"The images could not be aligned with confidence (two halves of them disagree by {spread:.0f} pixels, the "
-            f"shift found is {distance:.0f}); align them by other means, fuse them as they are, or insist."
+            f"shift found is {distance:.0f})."
         )
     elif abs(np.log(view)) > 0.1:
         sentence = f"The image covers {view:.2f} times the frame's field of view, found within {spread / 2:.1f} pixels."

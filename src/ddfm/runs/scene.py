@@ -97,9 +97,7 @@ class Scene:
         if not scene.is_volume:
             scene = scene._in_frame(reading)
         elif reading.align or reading.rig or reading.crop:
-            raise InputError(
-                f"{_name(sources[0])} is a volume; only images are aligned, volumes by a rigid registration."
-            )
+            raise InputError(f"{_name(sources[0])} is a volume: use a rigid registration, not align, rig or crop.")
         scene._check_sizes()
         return scene
 
