@@ -501,7 +501,7 @@ def test_volumes_that_do_not_fit_are_refused_before_the_work(fuse, volumes, monk
 
 
 def test_volumes_are_not_aligned(fuse, volumes):
-    assert "only images" in complaint(fuse("--align", "auto", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
+    assert "is a volume" in complaint(fuse("--align", "auto", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
 
 
 @pytest.mark.parametrize("where", ["ddfm.io.nifti.encode", "ddfm.io.images.os.replace"])
