@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 
+from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.io.codecs import one_sentence
 from ddfm.io.files import open_file, quoted
@@ -16,6 +20,8 @@ from ddfm.io.images import PERCENTILES, Image, Range, read, to_unit
 LARGEST = 2**26  # bytes; a camera's file has one or two million
 MARKER = b"\xff\xe1"  # an application's segment of a JPEG
 SEGMENTS = 256
+BLACK = 12 / 255  # what a letterboxed photo's border does not exceed, JPEG's ringing included
+EXIF, DIGITAL_ZOOM = 0x8769, 0xA404  # tags
 
 
 def is_radiometric(path: str | os.PathLike[str]) -> bool:
@@ -36,18 +42,56 @@ def is_radiometric(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def read_sources(path: str | os.PathLike[str], value_range: Range | None = None) -> tuple[list[Image], np.ndarray]:
-    """The two sensors of a radiometric JPEG: temperatures in degrees Celsius and the photo, and where one lies in the
-    other: the matrix (3, 3) from pixels of the photo to pixels of the temperatures.
+def read_temperatures(path: str | os.PathLike[str], value_range: Range | None = None) -> Image:
+    """The temperatures of a radiometric JPEG, in degrees Celsius, as an image (H, W).
 
-    The camera stores how much larger the photo's field of view is (Real2IR) and where its centre is (OffsetX, OffsetY,
-    in pixels of the photo): x_photo + 0.5 = W / 2 + OffsetX + s (x + 0.5 - w / 2) with s = W / w / Real2IR.
+    value_range: the temperatures that become 0 and 1; without it the camera's own scale where the scene reaches as
+    far, else the scene's 0.1 to 99.9 percentiles, which `Image.findings` says.
 
-    value_range: the temperatures that become 0 and 1; without it their 0.1 to 99.9 percentiles, which
-    `Image.findings` says.
-
-    Raises InputError: no such file, not FLIR's or of a layout that is not known, no photo in it, the extra is missing.
+    Raises InputError: no such file, not FLIR's or of a layout that is not known, the extra is missing.
     """
+    return _temperatures(_unpacked(path), path, value_range)
+
+
+def read_sources(path: str | os.PathLike[str], value_range: Range | None = None) -> tuple[list[Image], np.ndarray]:
+    """The two sensors of a radiometric JPEG: temperatures (see `read_temperatures`) and the photo without a black
+    border, and where one lies in the other: the matrix (3, 3) from pixels of the photo to pixels of the temperatures.
+
+    The camera stores how much larger the photo's field of view is than what it displays of the temperatures (Real2IR)
+    and where that has its centre (OffsetX, OffsetY, in pixels of the photo). What it displays is the centre of what it
+    stores, by the digital zoom z of its EXIF: x_photo + 0.5 = W / 2 + OffsetX + s (x + 0.5 - w / 2) with s = z W / w /
+    Real2IR. (That z enters was found, not documented: on a T640 at 1.6 registration gives a ratio of 2.17, and Real2IR
+    / z is 2.19.)
+
+    Raises InputError: as `read_temperatures`, and where there is no photo in the file.
+    """
+    name, thermogram = quoted(path), _unpacked(path)
+    with one_sentence(name):
+        photo, place = thermogram.optical, thermogram.pip_info
+    if photo is None or place is None:
+        raise InputError(f"{name} holds temperatures but no photo; give a photo as a second source.")
+    geometry = np.array([place.real_to_ir, place.offset_x, place.offset_y], np.float64)
+    is_photo = photo.ndim == 3 and photo.shape[2] == 3 and photo.dtype == np.uint8
+    if not (is_photo and np.isfinite(geometry).all() and 0.1 <= place.real_to_ir <= 10):
+        raise InputError(f"{name} holds FLIR data that cannot be right; save or copy it again.")
+    heat = _temperatures(thermogram, path, value_range)
+    exif = read(path).exif
+    zoom = _digital_zoom(exif)
+    (height, width), (h, w) = photo.shape[:2], heat.pixels.shape
+    sx, sy = zoom * width / w / place.real_to_ir, zoom * height / h / place.real_to_ir
+    x = (0.5 - width / 2 - place.offset_x) / sx + w / 2 - 0.5
+    y = (0.5 - height / 2 - place.offset_y) / sy + h / 2 - 0.5
+    pixels = np.divide(photo, 255, dtype=np.float32)
+    top, bottom, left, right = _letterbox(pixels)
+    said = (f"The photo in {name} has a black border, which was left out.",)
+    cut = (bottom - top, right - left) != (height, width)
+    pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
+    visible = Image(pixels, 8, Path(path), exif=exif, findings=said if cut else ())
+    return [heat, visible], np.array([[1 / sx, 0, x + left / sx], [0, 1 / sy, y + top / sy], [0, 0, 1]])
+
+
+def _unpacked(path: str | os.PathLike[str]) -> Any:
+    """flyr's thermogram. Raises InputError."""
     name = quoted(path)
     try:
         import flyr
@@ -56,34 +100,67 @@ def read_sources(path: str | os.PathLike[str], value_range: Range | None = None)
     with open_file(path, LARGEST) as file, one_sentence(name):
         try:
             thermogram: Any = flyr.unpack(file)
-            celsius, photo, place = thermogram.celsius, thermogram.optical, thermogram.pip_info
+            celsius = thermogram.celsius
+            thermogram.optical, thermogram.pip_info  # noqa: B018  (decoded here, so that what fails is told here)
         except Exception as error:  # flyr raises nearly anything: KeyError on DJI's XT2, struct.error on cut files
             raise InputError(
-                f"{name} holds FLIR data of a layout that is not known, or damaged; give its thermal image and a photo "
-                "as two files."
+                f"{name} holds FLIR data of a layout that is not known, or damaged; give it and a photo as two files."
             ) from error
-    if photo is None or place is None:
-        raise InputError(f"{name} holds temperatures but no photo; give a photo as a second source.")
-    _check(celsius, photo, place, name)
-    pixels, low, high = to_unit(celsius, name, normalise=True)
-    said = (
-        f"{name} holds temperatures from {celsius.min():.1f} to {celsius.max():.1f} °C, of which the {PERCENTILES[0]} "
-        f"to {PERCENTILES[1]} percentiles, {low:.1f} to {high:.1f} °C, became black and white."
-    )
-    thermal = Image(pixels, 32, None, low, high, findings=() if value_range else (said,), unit="°C")
-    if value_range:
-        thermal = thermal.windowed(*value_range)
-    visible = Image(np.divide(photo, 255, dtype=np.float32), 8, Path(path), exif=read(path).exif)
-    (height, width), (h, w) = photo.shape[:2], celsius.shape
-    sx, sy = width / w / place.real_to_ir, height / h / place.real_to_ir
-    x = (0.5 - width / 2 - place.offset_x) / sx + w / 2 - 0.5
-    y = (0.5 - height / 2 - place.offset_y) / sy + h / 2 - 0.5
-    return [thermal, visible], np.array([[1 / sx, 0, x], [0, 1 / sy, y], [0, 0, 1]])
-
-
-def _check(celsius: np.ndarray, photo: np.ndarray, place: Any, name: str) -> None:
-    """What the file says of itself, before it is believed."""
-    shapes = celsius.ndim == 2 and photo.ndim == 3 and photo.shape[2] == 3 and photo.dtype == np.uint8
-    geometry = np.array([place.real_to_ir, place.offset_x, place.offset_y], np.float64)
-    if not (shapes and np.isfinite(celsius).all() and np.isfinite(geometry).all() and 0.1 <= place.real_to_ir <= 10):
+    if celsius.ndim != 2 or not celsius.size or not np.isfinite(celsius).all():
         raise InputError(f"{name} holds FLIR data that cannot be right; save or copy it again.")
+    return thermogram
+
+
+def _temperatures(thermogram: Any, path: str | os.PathLike[str], value_range: Range | None) -> Image:
+    name, celsius = quoted(path), thermogram.celsius
+    pixels, coldest, hottest = to_unit(celsius, name, normalise=False, own_units=True)
+    image = Image(pixels, 32, Path(path), coldest, hottest, unit="°C")
+    if value_range is not None:
+        return image.windowed(*value_range)
+    low, high = (float(value) for value in np.percentile(celsius, PERCENTILES))
+    what = f"the {PERCENTILES[0]} to {PERCENTILES[1]} percentiles"
+    own = _camera_scale(thermogram) or (low, high)
+    if low < own[0] < high or low < own[1] < high:
+        what, low, high = "what the camera's own scale covers", max(low, own[0]), min(high, own[1])
+    if low < high:
+        image = image.windowed(low, high)
+    said = (
+        f"{name} holds temperatures from {coldest:.1f} to {celsius.max():.1f} °C, of which {what}, {low:.1f} to "
+        f"{high:.1f} °C, became black and white."
+    )
+    return replace(image, findings=(said,))
+
+
+def _camera_scale(thermogram: Any) -> Range | None:
+    """The temperatures, in degrees Celsius, between which the camera's operator or automatics put the colours."""
+    try:
+        low, high = (float(value) for value in thermogram.embedded_range("celsius"))
+    except Exception:  # flyr's formulas fail as they like where a file lacks it
+        return None
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
+
+
+def _digital_zoom(exif: bytes | None) -> float:
+    """How many times the camera enlarged what it displayed; 1 where the file does not tell or tells nonsense."""
+    tags = PIL.Image.Exif()
+    try:
+        tags.load(exif or b"")
+        zoom = float(tags.get_ifd(EXIF).get(DIGITAL_ZOOM, 1))
+    except Exception:  # of a damaged EXIF: Pillow raises nearly anything
+        return 1.0
+    return zoom if 1 < zoom <= 16 else 1.0
+
+
+def _letterbox(pixels: np.ndarray) -> tuple[int, int, int, int]:
+    """top, bottom, left, right of what is inside a photo's black border, two pixels of blur beside it left out.
+
+    Such a border ends at once: a night's black sky, in which lights begin here and there, is none.
+    """
+    bright, found = luma(pixels) > BLACK, []
+    for axis in (1, 0):
+        share = bright.mean(axis=axis)
+        filled = np.flatnonzero(share > 0.05)
+        low, high = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, len(share))
+        low, high = (low + 2 if low and share[low] > 0.5 else 0), (high - 2 if share[high - 1] > 0.5 else len(share))
+        found += [low, high if high < len(share) - 2 else len(share)]
+    return (found[0], found[1], found[2], found[3])

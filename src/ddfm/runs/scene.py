@@ -79,7 +79,7 @@ class Scene:
             return cls._from_camera(paths[0], reading)
         if len(paths) < 2:
             raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
-        sources = [images.read_any(path, reading.normalise, reading.value_range, reading.window) for path in paths]
+        sources = [_read(path, reading) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         medical = any(source.header is not None for source in sources)
         if not medical:
@@ -233,19 +233,15 @@ class Scene:
 
     @classmethod
     def _from_camera(cls, path: str | os.PathLike[str], reading: Reading) -> Scene:
-        """Temperatures and photo of one file, by the file's own geometry unless another was asked for."""
-        from ddfm.registration import from_matrix
+        """Temperatures and photo of one file, by the file's own geometry unless a rig file has another."""
+        from ddfm.registration import camera
 
         sources, matrix = thermal.read_sources(path, reading.value_range)
-        if reading.align is None and reading.rig is None:
-            if reading.frame == 0:
-                matrix = np.linalg.inv(matrix)
-            moving, fixed = sources if reading.frame != 0 else sources[::-1]
-            sentence = "The camera's own geometry says where the temperatures lie in the photo."
-            rig = from_matrix(matrix, moving.pixels.shape, fixed.pixels.shape, sentence)
-            reading = replace(reading, rig=rig)
-        scene = cls(sources, [finding for source in sources for finding in source.findings])
-        return scene._in_frame(reading)
+        findings = [finding for source in sources for finding in source.findings]
+        if reading.rig is not None:
+            return cls(sources, findings)._in_frame(reading)
+        (sources, said, found), frame = camera.in_one_frame(sources, matrix, reading.frame, reading.align, reading.crop)
+        return cls(sources, [*findings, *said], frame, found)
 
     def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
         volumes = [source.pixels for source in self.sources]
@@ -309,6 +305,18 @@ def _generators(seed: int, n: int) -> list[torch.Generator]:
     import torch
 
     return [torch.Generator().manual_seed(seed) for _ in range(n)]
+
+
+def _read(path: str | os.PathLike[str], how: Reading) -> Image:
+    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the picture painted from them."""
+    unread: tuple[str, ...] = ()
+    if not os.path.isdir(path) and thermal.is_radiometric(path):
+        try:
+            return thermal.read_temperatures(path, how.value_range)
+        except InputError as error:
+            unread = (f"The picture in {quoted(path)} is taken instead of its temperatures: {error}",)
+    image = images.read_any(path, how.normalise, how.value_range, how.window)
+    return replace(image, findings=(*unread, *image.findings))
 
 
 def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]]:
