@@ -48,6 +48,12 @@ def made_picture(height: int, width: int, kind: str = "scene", seed: int = 0) ->
     return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
 
 
+def fused_with_seed(pipe, sources, **options):
+    """The images of three steps from the same noise."""
+    options = {"num_inference_steps": 3, "generator": torch.Generator().manual_seed(0), **options}
+    return pipe(sources, **options).images
+
+
 @pytest.fixture
 def pair() -> list[np.ndarray]:
     """[infrared, visible], grey uint8, of an odd size."""
