@@ -151,6 +151,21 @@ def test_flat_slices_stay_flat_and_never_meet_the_network(tiny_prior, tmp_path, 
     assert not Scene.read(paths).fuse(tiny_prior, **QUICK).any() and not calls
 
 
+def test_slices_do_not_flicker_where_the_head_comes_to_fill_half_of_them(tiny_prior, tmp_path):
+    y, x = np.mgrid[-1:1:48j, -1:1:48j]
+    radii = np.linspace(0.7, 0.9, 9)  # 38 to 64 % of a slice: the median of a slice jumps from air to brain
+    head = 1 / (1 + np.exp(30 * (np.hypot(x, y) - radii[:, None, None])))
+    mri = head * (90 + 30 * np.sin(9 * x) * np.sin(7 * y))
+    pet = head * 60 + 150 * np.exp(-((x - 0.2) ** 2 + y**2) / 0.05)
+    scene = Scene.read([save_nifti(tmp_path / "mri.nii", mri), save_nifti(tmp_path / "pet.nii", pet)])
+
+    def flicker(volume):  # the largest second difference of the slices' means, of 255
+        return 255 * np.abs(np.diff(volume.mean(axis=(1, 2)), 2)).max()
+
+    fused = scene.fuse(tiny_prior)
+    assert flicker(fused) < 1.5 * max(flicker(source.pixels) for source in scene.sources)
+
+
 def test_minmax_stretches_the_volume_not_its_slices(tiny_prior, tmp_path):
     one, two = slices(3, seed=1), slices(3, seed=9)
     one[1] /= 4

@@ -10,9 +10,11 @@ with Gaussian scale mixtures for the two Laplace laws and half-quadratic splitti
 own model is the case b in {i, v}, g = 0. Sums and products over sources are symmetric: their order does not matter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,11 +65,13 @@ class Salient:
     (the Laplace law is rounded there, which also bounds the E-step's weights); eta ties f to k, kappa is how much more
     the splitting trusts gradients than intensities; prior_weight scales the prior's pull on f. contrast "strong" shows
     deviations and gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and
-    which "thermal" (it adds what is warm), one a source, where that is known.
+    which "thermal" (it adds what is warm), one a source, where that is known. levels are the sources' background levels
+    where these are not the medians of each image, see `for_volume`.
     """
 
     contrast: Literal["natural", "strong"] = "natural"
     roles: tuple[str, ...] | None = None
+    levels: tuple[float, ...] | None = None
     intensity: float = 4.5
     gradient: float = 4500.0
     tolerance: float = 0.02
@@ -87,10 +91,19 @@ class Salient:
         equal = torch.stack([(s == sources[0]).flatten(1).all(dim=1) for s in sources]).all(dim=0).view(-1, 1, 1, 1)
         clean = [torch.where(equal, (s + 1) / 2, c) for s, c in zip(sources, clean, strict=True)]
         gain = STRONG if self.contrast == "strong" else 1.0
-        b = fusion_target(clean, self.roles, gain)
+        b = fusion_target(clean, self.roles, gain, levels=self.levels)
         g = strongest_gradient(clean, b, gain)
         noise = torch.stack(noises).amin(dim=0)  # one clean source is enough: the prior must not smooth it
         return SalientState(clean, b, g, g, disagreement(clean, b), noise, equal)
+
+    def for_volume(self, volumes: Sequence[np.ndarray]) -> "Salient":
+        """The same for all slices of volumes (S, H, W) in [0, 1], one a source: with one background level for each.
+
+        It is the median over slices of their medians. That of each slice alone jumps where the head comes to fill half
+        of it, and the fused slices would flicker.
+        """
+        medians = [[float(np.median(image)) for image in volume if image.min() < image.max()] for volume in volumes]
+        return replace(self, levels=tuple(float(np.median(each)) if each else 0.0 for each in medians))
 
     def initial_estimate(self, state: SalientState) -> Tensor:
         """A first f, in [-1, 1]: intensities and gradients in least squares, no prior."""

@@ -31,19 +31,20 @@ def fusion_target(
     gain: float = 1.0,
     scale: float = 10.0,
     edge_scale: float = 30.0,
+    levels: Sequence[float] | None = None,
 ) -> Tensor:
     """b: the intensity that the sources show together, (B, 1, H, W) in [0, 1].
 
         y(b) = c + gain * sum_k w_k (y(s_k) - c_k) / n_k,      y(s) = -log(1 + DIM - s)
 
-    c_k is the source's background level (the median of y), c their mean weighted by how much each source shows; w_k in
-    (0, 1] its local amplitude over the strongest source's, with edges where the source has them; n_k = 1 + sum_{j != k}
-    corr+(s_j, s_k) min(1, E_j / E_k) counts how many sources see the same thing there, each by the part of k's local
-    variance E_k that it reaches, so that what all see enters at about the contrast of who sees it best. So what only
-    one source sees enters whole, what all see enters once (equal sources give b = s), and a source with nothing to show
-    enters not at all. Summed as densities, lights saturate as lights do: a cold source hardly darkens a bright sky, two
-    bright roads do not burn out. With roles, the visible sources set the background and enter whole; the thermal ones
-    add what is warmer than their background. b keeps the `bounds`.
+    c_k is the source's background level (the median of y, or y of its intensity in `levels`), c their mean weighted by
+    how much each source shows; w_k in (0, 1] its local amplitude over the strongest source's, with edges where the
+    source has them; n_k = 1 + sum_{j != k} corr+(s_j, s_k) min(1, E_j / E_k) counts how many sources see the same thing
+    there, each by the part of k's local variance E_k that it reaches, so that what all see enters at about the contrast
+    of who sees it best. So what only one source sees enters whole, what all see enters once (equal sources give b = s),
+    and a source with nothing to show enters not at all. Summed as densities, lights saturate as lights do: a cold
+    source hardly darkens a bright sky, two bright roads do not burn out. With roles, the visible sources set the
+    background and enter whole; the thermal ones add what is warmer than their background. b keeps the `bounds`.
     """
     details = [s - smooth(s, scale) for s in sources]
     energies = [smooth(detail.square(), scale).add_(FLAT) for detail in details]
@@ -57,7 +58,10 @@ def fusion_target(
         shows = shows * seen
         weights = [torch.ones_like(w) if role == "visible" else w for w, role in zip(weights, roles, strict=True)]
     densities = [density(s) for s in sources]
-    backgrounds = [torch.stack([image.median() for image in y]).view(-1, 1, 1, 1) for y in densities]
+    if levels is None:
+        backgrounds = [torch.stack([image.median() for image in y]).view(-1, 1, 1, 1) for y in densities]
+    else:
+        backgrounds = [density(shows.new_full((len(sources[0]), 1, 1, 1), level)) for level in levels]
     b = ((shows * torch.stack(backgrounds)).sum(dim=0) / shows.sum(dim=0)).expand_as(sources[0]).clone()
     for k, (y, background) in enumerate(zip(densities, backgrounds, strict=True)):
         deviation = y.sub_(background)

@@ -244,6 +244,8 @@ class Scene:
         return cls(sources, [*findings, *said], frame, found)
 
     def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
+        from ddfm.pipeline import likelihood_of
+
         volumes = [source.pixels for source in self.sources]
         # A slice that is flat in all sources shows nothing: the network would only put its own noise there.
         flat = np.all([v.min(axis=(1, 2)) == v.max(axis=(1, 2)) for v in volumes], axis=0)
@@ -252,6 +254,9 @@ class Scene:
         stretch = settings.contrast == "minmax"
         if stretch:  # each slice by itself would flicker
             settings = replace(settings, contrast="natural")
+        model = likelihood_of(settings)
+        if hasattr(model, "for_volume"):  # and so would statistics of each slice
+            settings = replace(settings, likelihood=model.for_volume(volumes))
         todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), _slices_per_call(pipe)
         for at in (todo[k : k + at_once] for k in range(0, len(todo), at_once)):
 
