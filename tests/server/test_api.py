@@ -19,6 +19,8 @@ from conftest import made_picture
 from fastapi.testclient import TestClient
 
 from ddfm.io.images import Image
+from ddfm.palettes import painted
+from ddfm.runs.reading import FIELDS
 from ddfm.runs.scene import Scene
 from ddfm.server import Limits, create_app, worker
 from ddfm.settings import FusionSettings
@@ -102,6 +104,35 @@ def test_fuse_gives_what_the_library_gives(client, tiny_prior):
 )
 def test_accept_chooses_the_format(client, accept, magic):
     assert client.post("/v1/fuse", files=FORM, headers={"Accept": accept}).content.startswith(magic)
+
+
+def test_a_palette_is_laid_over_the_result_and_can_be_changed_after_the_fusion(client):
+    job = wait_for(
+        client, client.post("/v1/jobs", files=FORM, data={"palette": "hot", "blend": "1"}).json()["id"], "done"
+    )
+    at = f"/v1/jobs/{job['id']}"
+
+    def pixels(address):
+        return np.asarray(PIL.Image.open(io.BytesIO(client.get(address).content)))
+
+    own, without = pixels(f"{at}/result"), pixels(f"{at}/result?palette=none")
+    thermal = np.asarray(PIL.Image.open(io.BytesIO(FORM[0][1][1]))) / np.float32(255)
+    np.testing.assert_allclose(own / 255, painted(thermal, "hot"), atol=0.003)
+    assert np.abs(own.astype(int) - without).mean() > 5
+    np.testing.assert_array_equal(pixels(f"{at}/layers/fused"), own)
+    half = pixels(f"{at}/layers/fused?palette=hot&blend=0.5")
+    np.testing.assert_allclose(half, (own + without.astype(float)) / 2, atol=1)
+    problem(client.get(f"{at}/result?palette=rainbow"), 422)
+
+
+def test_finished_jobs_keep_no_maps(client):
+    """Where the sources lay is a matrix; the maps made of it are as large as images."""
+    files = sources(png(120, 160), png(60, 80))
+    data = {"align": "skip", "palette": "hot"}
+    job = wait_for(client, client.post("/v1/jobs", files=files, data=data).json()["id"], "done")["id"]
+    client.get(f"/v1/jobs/{job}/result")
+    places = [place for place in client.app.state.service.queue.find(job).scene.registrations if place]
+    assert places and not any({"map", "inside", "coverage"} & set(vars(place)) for place in places)
 
 
 def test_a_job_from_upload_to_removal(client):
@@ -190,6 +221,18 @@ def test_limits_come_before_decoding(tiny_prior, monkeypatch):
         problem(client.post("/v1/fuse", files=FORM), 413)
 
 
+def test_a_photo_inside_a_small_file_counts(client):
+    """A radiometric JPEG claims the size of its preview; the photo inside may be any."""
+    preview, photo = io.BytesIO(), io.BytesIO()
+    PIL.Image.new("L", (32, 24)).save(preview, "JPEG")
+    PIL.Image.new("1", (9000, 9000)).save(photo, "PNG")
+    data, flir = preview.getvalue(), b"FLIR\0\x01\0\0" + photo.getvalue()
+    file = data[:2] + b"\xff\xe1" + (len(flir) + 2).to_bytes(2, "big") + flir + data[2:]
+    assert "162,000,000 pixels" in problem(client.post("/v1/fuse", files=sources(file)), 413)
+    many = data[:2] + b"\xff\xe1\x00\x6f" + b"FLIR\0\x01\0\0" + b"\xff\xd8\xff" * 33 + b"\0\0" + data[2:]
+    assert "infrared.png holds more images than a camera" in problem(client.post("/v1/fuse", files=sources(many)), 422)
+
+
 @pytest.mark.parametrize(
     ("files", "data", "status", "part"),
     [
@@ -202,7 +245,11 @@ def test_limits_come_before_decoding(tiny_prior, monkeypatch):
         (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is no setting"),
         (FORM, {"seed": "-1"}, 422, "seed"),
         (FORM, {"num_samples": "33"}, 422, "at most 32"),
-        (FORM, {"align": "perhaps"}, 422, "align is true or false"),
+        (FORM, {"align": "perhaps"}, 422, "align is one of auto, force, skip"),
+        (FORM, {"crop": "perhaps"}, 422, "crop is true or false"),
+        (FORM, {"value_range": "1 nan"}, 422, "two numbers"),
+        (FORM, {"palette": "rainbow"}, 422, "palette is one of none, ironbow"),
+        (sources(*[png(seed=k, colour=True) for k in range(2)]), {"palette": "hot"}, 422, "first grey image"),
         ([*FORM, ("other", ("x.png", png()))], {}, 422, "'other'"),
     ],
 )
@@ -270,7 +317,7 @@ def test_preview_shows_sources_of_different_sizes(client):
 def test_every_setting_and_the_examples_are_described(client):
     about = client.get("/v1/about").json()
     names = {setting["name"] for setting in about["settings"]}
-    assert names == set(FusionSettings().as_dict()) | {"align", "normalise", "rigid", "allow_different_patients"}
+    assert names == set(FusionSettings().as_dict()) | {"palette", "blend"} | (set(FIELDS) - {"rig"})
     for example in about["examples"]:
         for address in example["sources"]:
             assert client.get(address).content.startswith(b"\x89PNG")
@@ -281,7 +328,7 @@ def test_every_setting_and_the_examples_are_described(client):
 
 
 def test_one_file_that_holds_two_sources(client, monkeypatch):
-    def read(paths, **reading):
+    def read(paths, reading):
         assert len(paths) == 1
         return Scene([Image(made_picture(33, 46, seed=k) / np.float32(255)) for k in range(2)], ["It holds two."])
 

@@ -12,11 +12,12 @@ from pathlib import Path as Folder
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 
 from ddfm import __version__, demo
 from ddfm.server import describe, schemas, views
+from ddfm.server.fields import PALETTE_NAMES, Overlay
 from ddfm.server.formats import FORMATS, possible
 from ddfm.server.jobs import Job
 from ddfm.server.limits import Limits
@@ -29,7 +30,19 @@ _DEMO = Folder(demo.__file__).parent
 _EVENT_SECONDS = 0.1  # between two events of one job, at least
 _HEARTBEAT_SECONDS = 15.0
 _EXAMPLES = {"night_street": "Night street, infrared and visible", "head_pet": "Head, MRI and PET"}
+_PALETTE = Query(description="Instead of the job's own.", json_schema_extra={"enum": list(PALETTE_NAMES)})
 _SUBMIT = (400, 408, 413, 415, 422, 429, 503)
+
+
+def _laid(
+    palette: Annotated[str, _PALETTE] = "",
+    blend: Annotated[float, Query(ge=0, le=1, description="How much of the palette.")] = 0.5,
+) -> Overlay | None:
+    """The overlay that a query asks for; None for the job's own."""
+    return None if palette == "" else Overlay.of(palette, str(blend))
+
+
+Laid = Annotated[Overlay | None, Depends(_laid)]
 
 
 def routes(service: Service) -> APIRouter:
@@ -110,10 +123,10 @@ def _add_results(router: APIRouter, service: Service) -> None:
         response_class=Response,
         responses=document(406, 409, 422, 500, 503) | {200: files | {"description": "The fused image, or volume."}},
     )
-    async def result(request: Request, job_id: JobId) -> Response:
+    async def result(request: Request, job_id: JobId, overlay: Laid) -> Response:
         """The result, whose format is the best of Accept, with the metadata of its sources."""
         job = queue.find(job_id)
-        data, kind = await anyio.to_thread.run_sync(service.file, job, request.headers.get("accept", ""))
+        data, kind = await anyio.to_thread.run_sync(service.file, job, request.headers.get("accept", ""), overlay)
         return _file(data, kind, job)
 
     @router.get(
@@ -125,12 +138,14 @@ def _add_results(router: APIRouter, service: Service) -> None:
     async def layer(
         job_id: JobId,
         layer: Annotated[str, Path(max_length=40, examples=["fused"])],
+        overlay: Laid,
         number: SliceNumber = 0,
     ) -> Response:
         """An 8-bit PNG for display: `fused`, `uncertainty` (white is its maximum), `source-1`, `source-2` ..."""
         job = queue.find(job_id)
         check_done(job)
-        return Response(await anyio.to_thread.run_sync(views.layer, job, layer, number), media_type="image/png")
+        data = await anyio.to_thread.run_sync(views.layer, job, layer, number, overlay)
+        return Response(data, media_type="image/png")
 
     @router.get("/jobs/{job_id}/metrics", responses=document(409, 422, 500, 503))
     async def metrics(job_id: JobId, number: SliceNumber = 0) -> list[schemas.Metric]:
@@ -211,7 +226,7 @@ def _status(service: Service, job: Job) -> schemas.JobStatus:
         height=height,
         slices=slices,
         findings=job.scene.findings,
-        formats=possible(job.scene, job.settings.colour),
+        formats=possible(job.scene, job.settings.colour, job.overlay.palette),
         uncertainty=None if job.std is None else float(job.std.max()),
         problem=None if job.problem is None else schemas.Problem(**problem_body(*job.problem)),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from ddfm import __version__
+from ddfm.errors import InputError
 from ddfm.pipeline import DDFMPipeline
 from ddfm.server import api, problems, schemas
 from ddfm.server.guards import LOOPBACK, Guards
@@ -112,7 +114,7 @@ def serve(
         origins: As for `create_app`.
 
     Raises:
-        InputError: a prior that cannot be loaded.
+        InputError: a prior that cannot be loaded, an address that cannot be listened on.
     """
     pipes = [DDFMPipeline.from_prior(prior, device) for device in devices or (None,)]
     for pipe in pipes:
@@ -130,7 +132,19 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
-    _Server(config, app.state.service).run()
+    with _listening(host, port) as listening:
+        _log.info("The page is at http://%s:%d", f"[{host}]" if ":" in host else host, listening.getsockname()[1])
+        _Server(config, app.state.service).run([listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Raises InputError: the port is taken, or the address is none of this machine."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(
+            f"Cannot listen on {host}, port {port}: {str(error.strerror).partition(' (')[0]}; choose another."
+        ) from error
 
 
 class _Server(uvicorn.Server):

@@ -7,6 +7,7 @@ import re
 import typing
 from typing import Any
 
+from ddfm.server.fields import FRAMES, PALETTE_NAMES
 from ddfm.settings import CHOICES, FusionSettings
 
 # Names for people; a field without one gets its own name with spaces.
@@ -14,8 +15,6 @@ _LABELS = {
     "likelihood": "Method",
     "contrast": "Contrast",
     "colour": "Colours",
-    "palette": "Palette",
-    "blend": "Blend",
     "num_samples": "Samples",
     "num_inference_steps": "Steps",
     "sampler": "Sampler",
@@ -33,20 +32,90 @@ _CHOICES = {
     "sampler": {"ddim": "DDIM", "ddpm": "DDPM (ancestral)", "dpm++": "DPM-Solver++"},
     "precision": {"auto": "Automatic", "float32": "float32", "bfloat16": "bfloat16"},
 }
-_FIRST = ("likelihood", "contrast", "colour", "palette", "blend", "num_samples")  # the others are for experts
+_FIRST = ("likelihood", "contrast", "colour", "num_samples")  # the others are for experts
 _OPTIONS = {"num_inference_steps": "--steps", "tile_overlap": "--overlap", "num_samples": "--samples"}
 _MINIMUM = {"num_inference_steps": 1, "num_samples": 1, "seed": 0, "tile_overlap": 0}
-# What is done on reading: label, help, for experts
-READING = {
-    "align": (
+_ORDINALS = ("Automatic", "First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth")  # of FRAMES
+
+
+def _other(name: str, label: str, text: str, kind: str, default: Any = False, **more: Any) -> dict[str, Any]:
+    """A field that is none of FusionSettings."""
+    fixed = {"choices": [], "nullable": False, "minimum": None, "advanced": False, "stage": "reading"}
+    option = f"--{name.removeprefix('value_').replace('_', '-')}"
+    described = {"name": name, "label": label, "help": text, "kind": kind, "default": default, "option": option}
+    return fixed | described | more
+
+
+def _choices(names: dict[str, str]) -> list[dict[str, str]]:
+    return [{"value": value, "label": label} for value, label in names.items()]
+
+
+_READING = (
+    _other(
+        "align",
         "Align",
-        "Estimate how far the other images are off the first one (shift, rotation, scale) and move them onto it.",
-        False,
+        "Estimate shift, rotation and scale between the images, and bring them together.",
+        "choice",
+        None,
+        nullable=True,
+        choices=_choices({"auto": "Always", "force": "Even if unsure", "skip": "Never, only resize"}),
     ),
-    "normalise": ("Stretch raw counts", "Stretch dark 14-bit or 16-bit thermal counts to the full range.", False),
-    "rigid": ("Register volumes", "Move the DICOM or NIfTI volumes onto the first one by rotation and shift.", True),
-    "allow_different_patients": ("Different patients", "Fuse although the files name different patients.", True),
-}
+    _other(
+        "normalise", "Stretch raw counts", "Stretch dark thermal counts of 14 or 16 bits to the full range.", "flag"
+    ),
+    _other(
+        "frame",
+        "Frame",
+        "Whose grid the result has. Automatic: the image with most pixels, the first volume.",
+        "choice",
+        "auto",
+        choices=_choices(dict(zip(FRAMES, _ORDINALS, strict=True))),
+        advanced=True,
+    ),
+    _other("crop", "Crop", "Keep only what all images show.", "flag", advanced=True),
+    _other(
+        "value_range",
+        "Black and white",
+        "Two numbers in the unit of the files, such as degrees, that become black and white.",
+        "text",
+        "",
+        advanced=True,
+    ),
+    _other(
+        "window",
+        "CT window",
+        "brain, bone, lung, soft-tissue or two numbers in Hounsfield units.",
+        "text",
+        "",
+        advanced=True,
+    ),
+    _other(
+        "rigid",
+        "Register volumes",
+        "Move the DICOM or NIfTI volumes onto the first one by rotation and shift.",
+        "flag",
+        advanced=True,
+    ),
+    _other(
+        "allow_different_patients",
+        "Different patients",
+        "Fuse although the files name different patients.",
+        "flag",
+        advanced=True,
+    ),
+)
+_SHOWING = (
+    _other(
+        "palette",
+        "Palette",
+        "Lay the thermal image as colours over the result.",
+        "choice",
+        "none",
+        choices=_choices({name: name.capitalize() for name in PALETTE_NAMES}),
+        stage="showing",
+    ),
+    _other("blend", "Blend", "How much of the palette is seen.", "share", 0.5, minimum=0, stage="showing"),
+)
 # Where the docstring, which is for those who program, says it otherwise than a page should.
 _PLAIN = {
     "likelihood": "Salient keeps what stands out in each source; the other two follow the DDFM paper and its code.",
@@ -65,16 +134,11 @@ _PLAIN = {
 
 
 def fields() -> list[dict[str, Any]]:
-    """One entry for each form field but `sources`: name, label, help, kind, choices, default, advanced, option."""
+    """One entry for each form field but `sources`, as `schemas.Setting`."""
     described = [_field(field) for field in dataclasses.fields(FusionSettings)]
     order = {name: place for place, name in enumerate(_LABELS)}
     described.sort(key=lambda field: order.get(field["name"], len(order)))
-    reading = [
-        {"name": name, "label": label, "help": text, "kind": "flag", "choices": [], "default": False}
-        | {"nullable": False, "minimum": None, "advanced": advanced, "option": f"--{name.replace('_', '-')}"}
-        for name, (label, text, advanced) in READING.items()
-    ]
-    return reading + described
+    return [*_READING, *described, *_SHOWING]
 
 
 def form_schema(sources: int) -> dict[str, Any]:
@@ -86,7 +150,7 @@ def form_schema(sources: int) -> dict[str, Any]:
             "minItems": 1,
             "maxItems": sources,
             "description": "Two or more images of one scene, such as infrared and visible: PNG, JPEG, BMP, TIFF, "
-            "DICOM or NIfTI; or one file that holds two.",
+            "DICOM or NIfTI; or one radiometric JPEG of FLIR, which holds two.",
         }
     }
     for field in fields():
@@ -110,6 +174,7 @@ def _field(field: dataclasses.Field[Any]) -> dict[str, Any]:
         "nullable": type(None) in kinds,
         "minimum": _MINIMUM.get(field.name),
         "advanced": field.name not in _FIRST,
+        "stage": "fusing",
         "option": _OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}"),
     }
 
@@ -121,6 +186,8 @@ def _json_type(field: dict[str, Any]) -> dict[str, Any]:
         return {"type": "string", "enum": [choice["value"] for choice in field["choices"]]}
     if field["kind"] == "integer":
         return {"type": "integer", "minimum": field["minimum"] or 0, "maximum": 2**31 - 1}
+    if field["kind"] == "share":
+        return {"type": "number", "minimum": 0, "maximum": 1}
     if field["kind"] == "number":
         return {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
     return {"type": "string", "maxLength": 200}

@@ -10,12 +10,12 @@ VOLUMES = {"application/x-nifti": ".nii.gz", "application/dicom": ".dcm"}
 FORMATS = IMAGES | VOLUMES
 
 
-def negotiate(accept: str, scene: Scene, colour: str) -> str:
+def negotiate(accept: str, scene: Scene, colour: str, palette: str | None = None) -> str:
     """The media type of FORMATS that the client likes best of those that this scene's result can be.
 
     Raises Problem 406 with those there are.
     """
-    kinds = possible(scene, colour)
+    kinds = possible(scene, colour, palette)
     ranked = sorted(_ranges(accept), key=lambda item: -item[1])  # stable: of equals the first
     for pattern, quality in ranked:
         for kind in kinds:
@@ -26,12 +26,12 @@ def negotiate(accept: str, scene: Scene, colour: str) -> str:
     raise Problem(406, f"The result can be {names}; ask for one of them in Accept.")
 
 
-def possible(scene: Scene, colour: str) -> list[str]:
+def possible(scene: Scene, colour: str, palette: str | None = None) -> list[str]:
     """The media types of FORMATS that this scene's result can be, the best first."""
-    return [kind for kind in FORMATS if _possible(scene, kind, colour)]
+    return [kind for kind in FORMATS if _possible(scene, kind, colour, palette)]
 
 
-def _possible(scene: Scene, kind: str, colour: str) -> bool:
+def _possible(scene: Scene, kind: str, colour: str, palette: str | None) -> bool:
     """What the writers would say of a result of this kind, without a folder."""
     from ddfm.colour import lends_colour
 
@@ -39,7 +39,8 @@ def _possible(scene: Scene, kind: str, colour: str) -> bool:
         return not scene.is_volume
     from ddfm.io.medical import lends_geometry
 
-    coloured = not scene.is_volume and bool(lends_colour([s.pixels for s in scene.sources], colour))  # type: ignore[arg-type]
+    lends = lends_colour([s.pixels for s in scene.sources], colour)  # type: ignore[arg-type]
+    coloured = not scene.is_volume and (palette is not None or bool(lends))
     return not coloured and any(lends_geometry(source, f"x{FORMATS[kind]}") for source in scene.sources)
 
 

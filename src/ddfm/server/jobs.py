@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from ddfm.runs.scene import Scene
+from ddfm.server.fields import PLAIN, Overlay
 from ddfm.server.limits import Limits
 from ddfm.server.problems import Problem, problem_of
 from ddfm.server.telemetry import Telemetry
@@ -40,6 +41,7 @@ class Job:
         problem: (HTTP status, sentence), once `state` is "failed" or "cancelled".
         cancelled: Set by the client; a worker looks at it after each evaluation of the network.
         fetched: Whether the client has the result.
+        overlay: What is laid over the result where it is shown or written; `fused` is without it.
         keep: Whether it can be asked for by its id; else whoever put it waits for it and removes its folder.
     """
 
@@ -48,6 +50,7 @@ class Job:
     upload: Upload
     folder: Path
     pixels: int
+    overlay: Overlay = PLAIN
     keep: bool = True
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     state: State = "queued"
@@ -82,6 +85,19 @@ class Job:
         """Remove its temporary files; maps of them stay valid for who reads them just now."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def shown(self, overlay: Overlay | None = None) -> np.ndarray:
+        """The result with an overlay, by default its own: float32 [0, 1] (H, W), (H, W, 3) or (S, H, W).
+
+        Raises InputError where no source can be a palette's colours.
+        """
+        overlay = overlay or self.overlay
+        assert self.fused is not None
+        if overlay.palette is None:
+            return self.fused
+        places = [place and replace(place) for place in self.scene.registrations]  # which keep the maps they make
+        scene = replace(self.scene, registrations=places)
+        return scene.overlaid(self.fused, overlay.palette, overlay.blend)
+
     def to_disk(self) -> None:
         """Put the pixels into its folder and map them: finished jobs take no memory."""
 
@@ -91,7 +107,8 @@ class Job:
             return loaded
 
         sources = [replace(s, pixels=mapped(f"source{k}", s.pixels)) for k, s in enumerate(self.scene.sources)]
-        self.scene = replace(self.scene, sources=sources)
+        places = [place and replace(place) for place in self.scene.registrations]  # without the maps they have made
+        self.scene = replace(self.scene, sources=sources, registrations=places)
         if self.fused is not None:
             self.fused = mapped("fused", self.fused)
         if self.std is not None:

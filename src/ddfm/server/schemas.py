@@ -78,12 +78,13 @@ class Setting(BaseModel):
     name: str
     label: str
     help: str
-    kind: Literal["choice", "integer", "number", "text", "flag"]
+    kind: Literal["choice", "integer", "number", "share", "text", "flag"]
     choices: list[Choice]
     default: str | int | float | bool | None
     nullable: bool
     minimum: float | None
     advanced: bool
+    stage: Literal["reading", "fusing", "showing"] = Field(description="What it concerns.")
     option: str = Field(description="The command line's name of it.")
 
 

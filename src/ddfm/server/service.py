@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import anyio
 from fastapi import Request
@@ -18,8 +17,9 @@ from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.images import Image
 from ddfm.pipeline import DDFMPipeline
+from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Scene
-from ddfm.server import describe
+from ddfm.server.fields import PLAIN, Asked, Overlay, asked
 from ddfm.server.formats import FORMATS, negotiate
 from ddfm.server.jobs import Job, Queue
 from ddfm.server.limits import Limits
@@ -27,7 +27,6 @@ from ddfm.server.problems import Problem
 from ddfm.server.telemetry import Telemetry
 from ddfm.server.uploads import Upload, claimed_pixels, receive
 from ddfm.server.worker import Worker
-from ddfm.settings import FusionSettings
 
 
 @dataclass
@@ -79,17 +78,19 @@ class Service:
         try:
             with self._uploading():
                 upload = await receive(request, self.limits, folder)
-                settings, reading = self._fields(upload.fields)
+                wanted = self._asked(upload)
                 pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
                 self.queue.admit(pixels)
                 try:
-                    scene = await anyio.to_thread.run_sync(_read, upload, reading)
+                    scene = await anyio.to_thread.run_sync(_read, upload, wanted.reading, wanted.overlay)
                     if not keep:  # who waits has said in which format
-                        negotiate(request.headers.get("accept", ""), scene, settings.colour)
+                        negotiate(
+                            request.headers.get("accept", ""), scene, wanted.settings.colour, wanted.overlay.palette
+                        )
                 except BaseException:
                     self.queue.give_up(pixels)
                     raise
-            job = Job(scene, settings, upload, folder, pixels, keep)
+            job = Job(scene, wanted.settings, upload, folder, pixels, wanted.overlay, keep)
             self.queue.put(job)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -105,7 +106,7 @@ class Service:
         try:
             with self._uploading():
                 upload = await receive(request, self.limits, folder)
-                _, reading = self._fields(upload.fields)
+                reading = self._asked(upload).reading
                 pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
                 self.queue.admit(pixels)
                 try:
@@ -115,18 +116,18 @@ class Service:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def file(self, job: Job, accept: str) -> tuple[bytes, str]:
+    def file(self, job: Job, accept: str, overlay: Overlay | None = None) -> tuple[bytes, str]:
         """A finished job's result as a file of the kind the client likes best, with its sources' metadata: bytes, kind.
 
-        Raises Problem: 406, 409 where there is no result yet, or what ended the job.
+        overlay: instead of the job's own. Raises Problem: 406, 409 where there is no result yet, or what ended the job.
         """
         check_done(job)
-        assert job.fused is not None
-        kind = negotiate(accept, job.scene, job.settings.colour)
+        overlay = overlay or job.overlay
+        kind = negotiate(accept, job.scene, job.settings.colour, overlay.palette)
         path = job.folder / f"result-{secrets.token_hex(8)}{FORMATS[kind]}"
         try:
             with job.upload.named():
-                job.scene.write(path, job.fused)
+                job.scene.write(path, job.shown(overlay))
             data = path.read_bytes()
         finally:
             path.unlink(missing_ok=True)
@@ -151,13 +152,12 @@ class Service:
         finally:
             self._uploads -= 1
 
-    def _fields(self, fields: dict[str, str]) -> tuple[FusionSettings, dict[str, Any]]:
-        """Settings, and the flags of `describe.READING`. Raises InputError."""
-        reading = {name: _flag(name, fields.get(name, "")) for name in describe.READING}
-        settings = FusionSettings.from_strings({k: v for k, v in fields.items() if k not in reading})
-        if settings.num_samples > self.limits.samples:
-            raise InputError(f"num_samples is at most {self.limits.samples} here, not {settings.num_samples}.")
-        return settings, reading
+    def _asked(self, upload: Upload) -> Asked:
+        """Raises InputError."""
+        wanted = asked(upload.fields)
+        if wanted.settings.num_samples > self.limits.samples:
+            raise InputError(f"num_samples is at most {self.limits.samples} here, not {wanted.settings.num_samples}.")
+        return wanted
 
 
 def check_done(job: Job) -> None:
@@ -168,25 +168,21 @@ def check_done(job: Job) -> None:
         raise Problem(409, f"The job is still {job.state}; wait for its end.")
 
 
-def _read(upload: Upload, reading: dict[str, Any]) -> Scene:
+def _read(upload: Upload, reading: Reading, overlay: Overlay = PLAIN) -> Scene:
     with upload.named():
-        scene = Scene.read(upload.paths, **reading)
+        scene = Scene.read(upload.paths, reading)
+        if overlay.palette is not None:  # refused before the work
+            scene.overlaid(scene.sources[0].pixels, overlay.palette, overlay.blend)
         return replace(scene, findings=[upload.in_words(finding) for finding in scene.findings])
 
 
-def _read_for_preview(upload: Upload, reading: dict[str, Any]) -> tuple[list[Image], list[str]]:
+def _read_for_preview(upload: Upload, reading: Reading) -> tuple[list[Image], list[str]]:
     try:
         scene = _read(upload, reading)
     except InputError as error:
-        if any(reading[name] for name in ("align", "rigid")):
+        if reading.align or reading.rigid:
             raise
         with upload.named():
-            sources = [images.read_any(path, reading["normalise"]) for path in upload.paths]
+            sources = [images.read_any(path, reading.normalise) for path in upload.paths]
         return sources, [str(error)] if len(sources) > 1 else []
     return scene.sources, scene.findings
-
-
-def _flag(name: str, text: str) -> bool:
-    if text.lower() not in ("", "true", "false", "1", "0", "on", "off"):
-        raise InputError(f"{name} is true or false, not {text[:80]!r}.")
-    return text.lower() in ("true", "1", "on")

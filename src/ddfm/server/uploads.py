@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -22,13 +23,17 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ddfm.errors import InputError
+from ddfm.io import thermal
 from ddfm.io.codecs import one_sentence
+from ddfm.io.thermal import is_radiometric
 from ddfm.server.limits import Limits
 from ddfm.server.problems import Problem
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".dicom")
 _LONGEST_NAME, _FIELDS, _FIELD_BYTES = 80, 64, 4096
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_EMBEDDED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how the images inside a radiometric JPEG begin
+_MOST_EMBEDDED = 16
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # a DICOM transfer syntax that is unpacked whole before anything can be checked
 
 
@@ -201,7 +206,8 @@ def _claimed(path: Path, name: str) -> int:
                 return int(page.imagewidth * page.imagelength)
         try:
             with PIL.Image.open(path, formats=("PNG", "JPEG", "BMP", "GIF", "WEBP")) as image:
-                return int(image.width * image.height)
+                own = int(image.width * image.height)
+            return max(own, _claimed_inside(path)) if is_radiometric(path) else own
         except PIL.Image.DecompressionBombError as error:
             raise Problem(413, f"{name} has more pixels than this server takes; send a smaller image.") from error
         except PIL.UnidentifiedImageError as error:
@@ -210,6 +216,27 @@ def _claimed(path: Path, name: str) -> int:
             raise Problem(
                 415, f"{name} is not an image that can be read; use PNG, JPEG, BMP, TIFF, DICOM or NIfTI."
             ) from error
+
+
+def _claimed_inside(path: Path) -> int:
+    """Pixels of the largest image inside a radiometric JPEG: its photo may be larger than itself."""
+    if path.stat().st_size > thermal.LARGEST:
+        return 0  # is refused before it is decoded
+    data, flir, at = path.read_bytes(), bytearray(), 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+        if data[at : at + 2] == thermal.MARKER and data[at + 4 : at + 9] == b"FLIR\0":
+            flir += data[at + 12 : end]  # after "FLIR", a zero, and what part of how many this is
+        at = end
+    starts = sorted(match.start() for begin in _EMBEDDED for match in re.finditer(re.escape(begin), flir))
+    if len(starts) > _MOST_EMBEDDED:
+        raise InputError(f"{path} holds more images than a camera puts into a file; save or copy it again.")
+    largest = 0
+    for start in starts:
+        picture = io.BytesIO(flir[start:])
+        with contextlib.suppress(OSError, ValueError), PIL.Image.open(picture, formats=("PNG", "JPEG")) as image:
+            largest = max(largest, image.width * image.height)  # else bytes that only look like an image
+    return largest
 
 
 def _claimed_nifti(path: Path) -> int:

@@ -11,6 +11,7 @@ import PIL.Image
 
 from ddfm.colour import luma
 from ddfm.errors import InputError
+from ddfm.server.fields import Overlay
 from ddfm.server.jobs import Job
 from ddfm.server.problems import Problem
 from ddfm.server.schemas import Metric
@@ -36,14 +37,15 @@ def png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def layer(job: Job, name: str, number: int) -> bytes:
+def layer(job: Job, name: str, number: int, overlay: Overlay | None = None) -> bytes:
     """PNG of "fused", "uncertainty" (its maximum is white) or "source-K", of a volume of slice `number`.
 
-    Raises Problem 404.
+    overlay: over "fused" instead of the job's own. Raises Problem 404, InputError as `Job.shown`.
     """
     pixels = _layers(job).get(name)
     if pixels is None:
         raise Problem(404, f"This job has no layer {name[:40]!r}; it has {', '.join(_layers(job))}.")
+    pixels = job.shown(overlay) if name == "fused" else pixels
     pixels = _slice(pixels, number) if job.scene.is_volume else pixels
     if name == "uncertainty":
         pixels = pixels / max(float(pixels.max()), 1e-12)

@@ -25,9 +25,13 @@ const attempt = (work) => async (...given) => {
   try { await work(...given); } catch (error) {
     $("error").textContent = error instanceof TypeError ? "The server cannot be reached; check that it runs." : error.message;
     $("error").hidden = false;
+    $("error").scrollIntoView({ block: "nearest" });
   }
 };
 const say = (text) => { $("said").textContent = text; };
+// Where what had the keyboard's focus is gone.
+const refocus = (id) => { if (!document.activeElement?.offsetParent) $(id).focus({ preventScroll: true }); };
+const wait = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 // ---- settings, as the server describes them
 
@@ -41,9 +45,10 @@ function buildSettings() {
     } else if (setting.kind === "flag") {
       input.type = "checkbox";
     } else {
-      input.type = setting.kind === "text" ? "text" : "number";
+      input.type = { text: "text", share: "range" }[setting.kind] ?? "number";
       if (setting.minimum !== null) input.min = setting.minimum;
       if (setting.kind === "number") input.step = "any";
+      if (setting.kind === "share") Object.assign(input, { max: 1, step: 0.05 });
       input.value = setting.default ?? "";
       input.placeholder = setting.nullable ? "automatic" : "";
     }
@@ -56,8 +61,19 @@ function buildSettings() {
     label.append(...(setting.kind === "flag" ? [input, setting.label] : [element("span", "", setting.label), input]));
     field.append(label, help);
     $(setting.advanced ? "advanced" : "settings").append(field);
-    if (setting.kind === "flag") input.addEventListener("change", () => { reset(); attempt(preview)(); });
+    input.addEventListener("change", attempt(() => changed(setting)));
   }
+  changed({ stage: "showing" });
+}
+
+function changed({ stage }) {
+  $("set-blend").disabled = $("set-palette").value === "none";
+  if (stage === "reading") { reset(); return preview(); }
+  if (!viewer.fused) return undefined;
+  if (stage === "showing") return repaint();
+  $("fuse").className = "primary";
+  say("The settings have changed; fuse again to see what they do.");
+  return undefined;
 }
 
 // Those that differ from the default: [setting, text].
@@ -88,17 +104,18 @@ async function preview() {
   show();
   if (!files.length) return;
   const data = form();
-  for (const { name } of about.settings.filter(({ kind }) => kind === "flag")) data.append(name, $(`set-${name}`).checked);
-  say($("set-align").checked ? "Reading and aligning …" : "Reading …");
+  for (const [setting, text] of chosen()) if (setting.stage === "reading") data.append(setting.name, text);
+  say("Reading …");
   let shown;
   try { shown = await (await call("/v1/preview", { method: "POST", body: data })).json(); } finally { say(""); }
   if (mine !== asked) return; // another one is on its way
   viewer.sources = shown.sources.map((source) => ({ ...source, url: source.image }));
   viewer.fused = viewer.uncertainty = null;
   viewer.against = 0;
-  say(shown.findings.join(" "));
+  say(files.length < 2 && viewer.sources.length < 2 ? "Add a second image of the same scene." : shown.findings.join(" "));
   show();
-  setMode("sides");
+  refocus(viewer.sources.length < 2 ? "add" : "fuse");
+  await setMode("sides");
 }
 
 function show() {
@@ -152,6 +169,7 @@ async function choose(mode) {
   $("position-row").hidden = mode !== "swipe" && mode !== "onion";
   $("position-label").textContent = mode === "onion" ? "Opacity" : "Position";
   await viewer.draw();
+  document.querySelector("#modes :checked").parentElement.scrollIntoView({ block: "nearest", inline: "center" });
 }
 
 // ---- fusing
@@ -161,6 +179,7 @@ function reset() {
   job = null;
   viewer.fused = viewer.uncertainty = null;
   for (const id of ["have", "metrics", "running", "slice-row"]) $(id).hidden = true;
+  $("table").replaceChildren();
   $("fuse").hidden = false;
   $("fuse").textContent = "Fuse";
   $("fuse").className = "primary";
@@ -173,26 +192,49 @@ async function fuse() {
   for (const [setting, text] of chosen()) data.append(setting.name, text);
   $("fuse").hidden = true;
   $("running").hidden = false;
-  $("progress").removeAttribute("value");
-  $("doing").textContent = "Sending";
+  refocus("cancel");
+  $("progress").removeAttribute("value"); // moves by itself: nothing is known yet
+  let doing = "Sending";
+  const since = Date.now();
+  const tick = () => { $("doing").textContent = `${doing}, ${Math.round((Date.now() - since) / 1000)} s`; };
+  tick();
+  const clock = setInterval(tick, 1000);
   try {
     const begun = await (await call("/v1/jobs", { method: "POST", body: data })).json();
     if (stopped) { await call(`/v1/jobs/${begun.id}`, { method: "DELETE" }); return; }
     job = begun;
-    for await (const status of events(job.id)) {
+    for await (const status of watch(job.id)) {
       if (!job) return;
       job = status;
       const part = status.total ? status.done / status.total : 0;
-      $("doing").textContent = status.state === "queued" ? `Waiting, number ${status.position}` : `Fusing, ${Math.round(100 * part)} %`;
-      if (status.state === "running") $("progress").value = part;
+      doing = status.state === "queued" ? `Waiting, number ${status.position}` : part ? `Fusing, ${Math.round(100 * part)} %` : "Fusing";
+      tick();
+      if (part) $("progress").value = part;
     }
-    if (job.state === "cancelled") return;
+    if (!job || job.state === "cancelled") return;
     if (job.problem) throw new Error(job.problem.detail);
     await result();
   } finally {
+    clearInterval(clock);
     $("running").hidden = true;
     $("fuse").hidden = false;
+    refocus($("have").hidden ? "fuse" : "download");
   }
+}
+
+// What events tells, until the job is over, whatever the connection does.
+async function* watch(id) {
+  for (let lost = 0; lost < 60; lost++) {
+    try {
+      for await (const status of events(id)) {
+        yield status;
+        if (!["queued", "running"].includes(status.state)) return;
+        lost = 0;
+      }
+    } catch (error) { if (!(error instanceof TypeError)) throw error; }
+    await wait(1);
+  }
+  throw new TypeError();
 }
 
 async function* events(id) {
@@ -211,9 +253,11 @@ async function* events(id) {
 }
 
 async function picture(name, label) {
-  const blob = await (await call(`/v1/jobs/${job.id}/layers/${name}?slice=${$("slice").value || 0}`)).blob();
+  const blob = await (await call(`/v1/jobs/${job.id}/layers/${name}?slice=${$("slice").value || 0}&${overlay()}`)).blob();
   return { name: label, url: URL.createObjectURL(blob), width: job.width, height: job.height };
 }
+
+const overlay = () => new URLSearchParams({ palette: $("set-palette").value, blend: $("set-blend").value });
 
 async function result() {
   $("slice-row").hidden = !job.slices;
@@ -226,20 +270,33 @@ async function result() {
   $("fuse").className = "quiet";
   $("tuning").open = false; // the measures move up; what was set is one click away
   say([`Fused in ${job.seconds.toFixed(1)} s.`, ...job.findings].join(" "));
-  await layers();
+  await layers(Boolean(job.slices)); // of images, those of the preview are the same
   await setMode("result");
-  await measures();
+  $("stage").scrollIntoView({ block: "nearest" });
+  attempt(measures)();
 }
 
-async function layers() {
-  const sources = job.names.map((name, k) => picture(`source-${k + 1}`, name));
+// The result as palette and blend want it now.
+async function repaint() {
+  const palette = $("set-palette").value;
+  const fused = await picture("fused", palette === "none" ? "Fused" : `Fused, ${palette}`);
+  if (viewer.fused) URL.revokeObjectURL(viewer.fused.url);
+  viewer.fused = fused;
+  if (viewer.mode === "sides" || viewer.mode === "uncertainty") await setMode("result");
+  else await viewer.draw();
+}
+
+async function layers(all) {
+  const sources = all ? job.names.map((name, k) => picture(`source-${k + 1}`, name)) : [];
   viewer.fused = await picture("fused", "Fused");
   viewer.uncertainty = job.uncertainty ? await picture("uncertainty", `Uncertainty, white is ±${(100 * job.uncertainty).toFixed(1)} %`) : null;
-  viewer.sources = (await Promise.all(sources)).map((source, k) => ({ ...viewer.sources[k], ...source }));
+  if (all) viewer.sources = (await Promise.all(sources)).map((source, k) => ({ ...viewer.sources[k], ...source }));
 }
 
 async function measures() {
-  const rows = await (await call(`/v1/jobs/${job.id}/metrics?slice=${$("slice").value || 0}`)).json();
+  const { id } = job;
+  const rows = await (await call(`/v1/jobs/${id}/metrics?slice=${$("slice").value || 0}`)).json();
+  if (job?.id !== id) return;
   const table = element("table");
   table.innerHTML = "<thead><tr><th scope=col>Measure</th><th scope=col>Fused</th><th scope=col>Average</th></tr></thead>";
   const body = table.createTBody();
@@ -259,7 +316,7 @@ async function measures() {
 
 async function download() {
   const kind = $("format").value;
-  const blob = await (await call(`/v1/jobs/${job.id}/result`, { headers: { Accept: kind } })).blob();
+  const blob = await (await call(`/v1/jobs/${job.id}/result?${overlay()}`, { headers: { Accept: kind } })).blob();
   const link = element("a");
   link.href = URL.createObjectURL(blob);
   link.download = `fused${about.formats[kind]}`;
@@ -271,8 +328,16 @@ async function command() {
   const path = (name) => quoted(name.startsWith("-") ? `./${name}` : name);
   const options = chosen().flatMap(([setting, text]) => (setting.kind === "flag" ? [setting.option] : [setting.option, quoted(text)]));
   const ending = job && $("format").value ? about.formats[$("format").value] : ".png";
-  await navigator.clipboard.writeText(["ddfm fuse", ...files.map((file) => path(file.name)), "-o", `fused${ending}`, ...options].join(" "));
-  say("The command is copied.");
+  const text = ["ddfm fuse", ...files.map((file) => path(file.name)), "-o", `fused${ending}`, ...options].join(" ");
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else { // by plain HTTP from another machine
+    const area = element("textarea", "hidden", text);
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  say(`Copied: ${text}`);
 }
 
 // ---- what is clicked
@@ -286,13 +351,12 @@ $("command").onclick = attempt(command);
 $("restart").onclick = attempt(async () => { reset(); files = []; viewer.sources = []; say(""); show(); });
 $("against").onchange = attempt(async () => { viewer.against = Number($("against").value); await viewer.draw(); });
 $("position").oninput = () => { viewer.position = $("position").value / 100; viewer.place(); };
-$("slice").onchange = attempt(async () => { await layers(); await viewer.draw(); await measures(); });
+$("slice").onchange = attempt(async () => { await layers(true); await viewer.draw(); await measures(); });
 $("smaller").onclick = () => viewer.zoomBy(0.8);
 $("larger").onclick = () => viewer.zoomBy(1.25);
 $("fit").onclick = () => viewer.fit();
 for (const name of ["settings", "advanced"]) {
   $(name).onsubmit = (event) => { event.preventDefault(); if (!$("fuse").disabled && !$("fuse").hidden) $("fuse").click(); };
-  $(name).oninput = () => { if (viewer.fused) { $("fuse").className = "primary"; say("The settings have changed; fuse again to see what they do."); } };
 }
 for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
   addEventListener(name, (event) => { event.preventDefault(); document.body.classList.toggle("over", over); });
@@ -302,6 +366,7 @@ addEventListener("paste", attempt(async (event) => add([...event.clipboardData.f
 
 await attempt(async () => {
   about = await (await call("/v1/about")).json();
+  $("takes").textContent = `PNG, JPEG, TIFF, BMP, DICOM, NIfTI, or one radiometric JPEG; up to ${Math.round(about.upload_bytes / 2 ** 20)} MiB.`;
   buildSettings();
   for (const example of about.examples) {
     const button = element("button", "", example.label);

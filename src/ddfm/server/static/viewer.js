@@ -52,7 +52,9 @@ export class Viewer {
       uncertainty: [[this.uncertainty]],
     }[this.mode] ?? [[below, top]];
     this.stage.replaceChildren(...panes.map((layers) => this.#pane(layers)));
-    this.stage.classList.toggle("many", panes.length > 1);
+    this.stage.dataset.mode = this.mode;
+    const shown = panes.flat().map((image) => image.name).join(", ");
+    this.stage.setAttribute("aria-label", `${MODES[this.mode]}: ${shown}. Arrow keys move, plus and minus zoom, 0 fits.`);
     this.place();
   }
 
@@ -76,6 +78,7 @@ export class Viewer {
 
   // Put every layer where zoom and position want it.
   place() {
+    this.#arrange();
     for (const pane of this.stage.children) {
       const { clientWidth: width, clientHeight: height } = pane;
       for (const layer of pane.querySelectorAll(".layer")) {
@@ -87,14 +90,40 @@ export class Viewer {
         img.style.transform = `translate(${width / 2 - this.x * w * scale}px, ${height / 2 - this.y * h * scale}px) scale(${scale})`;
         img.style.imageRendering = scale >= 3 ? "pixelated" : "auto";
         this.scale = scale;
+        this.#label(layer.nextSibling, width, height, w * scale, h * scale);
       }
       const [, top] = pane.querySelectorAll(".layer");
-      if (top) this.#reveal(top.style, pane.querySelector(".line"));
+      if (top) this.#reveal(pane, top.style);
     }
     this.onchange();
   }
 
-  #reveal(style, line) {
+  // In as many columns as make the images largest.
+  #arrange() {
+    const panes = [...this.stage.children];
+    if (!panes.length) return;
+    const { width: w, height: h } = panes[0].querySelector(".layer").image;
+    const { clientWidth: width, clientHeight: height } = this.stage;
+    const size = (columns) => Math.min(width / columns / w, height / Math.ceil(panes.length / columns) / h);
+    const [best] = panes.map((_, k) => k + 1).sort((a, b) => size(b) - size(a));
+    this.stage.style.gridTemplateColumns = `repeat(${best}, minmax(0, 1fr))`;
+  }
+
+  // The name, in the lower corner of what is seen of the image.
+  #label(tag, width, height, w, h) {
+    const margin = { left: width / 2 - this.x * w, right: width / 2 - (1 - this.x) * w, bottom: height / 2 - (1 - this.y) * h };
+    for (const side in margin) margin[side] = 8 + Math.max(0, margin[side]);
+    tag.style.bottom = `${margin.bottom}px`;
+    const side = tag.classList.contains("right") ? "right" : "left";
+    tag.style[side] = `${margin[side]}px`;
+    tag.style.maxWidth = `${width - margin.left - margin.right}px`;
+  }
+
+  #reveal(pane, style) {
+    const line = pane.querySelector(".line");
+    const [below, top] = pane.querySelectorAll(".tag");
+    below.hidden = this.mode === "flicker" && !this.flick;
+    top.hidden = this.mode === "flicker" && this.flick;
     const percent = 100 * this.position;
     style.clipPath = this.mode === "swipe" ? `inset(0 ${100 - percent}% 0 0)` : "";
     style.opacity = this.mode === "onion" ? this.position : this.mode === "flicker" && this.flick ? 0 : 1;
