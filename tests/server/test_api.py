@@ -18,11 +18,12 @@ import PIL.Image
 from conftest import made_picture
 from fastapi.testclient import TestClient
 
+from ddfm.errors import InputError
 from ddfm.io.images import Image
 from ddfm.palettes import painted
 from ddfm.runs.reading import FIELDS
 from ddfm.runs.scene import Scene
-from ddfm.server import Limits, create_app, worker
+from ddfm.server import Limits, app, create_app, worker
 from ddfm.settings import FusionSettings
 
 BASE = "http://127.0.0.1:8000"
@@ -245,9 +246,10 @@ def test_a_photo_inside_a_small_file_counts(client):
         (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is no setting"),
         (FORM, {"seed": "-1"}, 422, "seed"),
         (FORM, {"num_samples": "33"}, 422, "at most 32"),
-        (FORM, {"align": "perhaps"}, 422, "align is one of auto, force, skip"),
+        (FORM, {"align": "perhaps"}, 422, "align is auto, force or skip"),
         (FORM, {"crop": "perhaps"}, 422, "crop is true or false"),
-        (FORM, {"value_range": "1 nan"}, 422, "two numbers"),
+        (FORM, {"value_range": "1"}, 422, "value_range is"),
+        (FORM, {"value_range": "1 nan"}, 422, "lower to a higher"),
         (FORM, {"palette": "rainbow"}, 422, "palette is one of none, ironbow"),
         (sources(*[png(seed=k, colour=True) for k in range(2)]), {"palette": "hot"}, 422, "first grey image"),
         ([*FORM, ("other", ("x.png", png()))], {}, 422, "'other'"),
@@ -340,6 +342,11 @@ def test_one_file_that_holds_two_sources(client, monkeypatch):
     job = client.post("/v1/jobs", files=FORM[:1]).json()
     assert len(job["names"]) == 2 and job["findings"] == ["It holds two."]
     wait_for(client, job["id"], "done")
+
+
+def test_a_port_that_is_taken_is_said():
+    with app._listening("127.0.0.1", 0) as taken, pytest.raises(InputError, match=r"Cannot listen on 127.0.0.1, port"):
+        app._listening("127.0.0.1", taken.getsockname()[1])
 
 
 def test_nothing_stays_behind(tiny_prior):

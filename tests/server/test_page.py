@@ -1,6 +1,7 @@
 """The page in a headless Chromium (`make page`)."""
 
 import io
+import re
 import shutil
 import threading
 import time
@@ -114,7 +115,7 @@ def test_uncertainty_and_command(page):
     fuse(page)
     page.check("#modes input[value=uncertainty]", force=True)
     page.click("#command")
-    sync_api.expect(page.locator("#said")).to_contain_text("copied")
+    sync_api.expect(page.locator("#said")).to_contain_text("Copied")
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == "ddfm fuse source0.png source1.png -o fused.png --samples 2"
 
@@ -123,7 +124,35 @@ def test_an_error_is_shown(page):
     give(page, (40, 50), (41, 50))
     page.click("#fuse")
     page.wait_for_selector("#error:not([hidden])")
-    assert "source1.png is 50x41 but source0.png is 50x40" in page.inner_text("#error")
+    assert "could not be aligned with confidence" in page.inner_text("#error")
+    page.select_option("#set-align", "skip")  # as the sentence says
+    page.wait_for_selector("#error", state="hidden")
+    fuse(page)
+
+
+def test_a_palette_shows_at_once_and_is_downloaded(page):
+    page.click("#examples button >> nth=0")
+    page.wait_for_selector("#list img")
+    fuse(page)
+    assert page.is_disabled("#set-blend")
+    page.click("#tuning summary >> nth=0")
+    page.select_option("#set-palette", "ironbow")
+    page.locator("#stage .tag", has_text="ironbow").wait_for()
+    page.locator("#set-blend").press("End")
+    with page.expect_download() as download:
+        page.click("#download")
+    image = PIL.Image.open(download.value.path()).convert("RGB")
+    person, sky = (image.getpixel(at) for at in ((30, 260), (320, 40)))
+    assert person[0] > 180 > person[2] and max(sky) < 90  # hot and cold
+
+
+def test_progress_survives_a_lost_connection(page):
+    """A proxy that ends the events early, or a laptop that slept: the page asks again."""
+    give(page, (40, 50), (40, 50))
+    lost = []
+    page.route("**/events", lambda route: route.continue_() if lost else (lost.append(1), route.abort()))
+    fuse(page)
+    assert lost and page.is_hidden("#error")
 
 
 def test_cancel(page, monkeypatch):
@@ -147,16 +176,60 @@ def test_cancel(page, monkeypatch):
 
 
 def test_keyboard_only(page):
+    """From an example to the download without looking for the focus, which is never lost."""
+
+    def has_focus(id):
+        sync_api.expect(page.locator(id)).to_be_focused()
+
+    def to(key, script):
+        for _ in range(20):
+            page.keyboard.press(key)
+            if page.evaluate(script):
+                return
+        raise AssertionError(script)
+
+    to("Tab", "document.activeElement.textContent.startsWith('Night street')")
+    page.keyboard.press("Enter")
+    has_focus("#fuse")
+    page.keyboard.press("Enter")
+    has_focus("#download")
+    to("Shift+Tab", "document.activeElement.name === 'mode'")
+    page.keyboard.press("ArrowRight")
     page.keyboard.press("Tab")
-    for _ in range(20):
-        if page.evaluate("document.activeElement.textContent").startswith("Night street"):
-            break
-        page.keyboard.press("Tab")
+    has_focus("#stage")
+    sync_api.expect(page.locator("#stage")).to_have_attribute("aria-label", re.compile("^Swipe: infrared.png, Fused"))
+    page.keyboard.press("ArrowRight")
+    assert page.input_value("#position") == "55"
+    to("Tab", "document.activeElement.id === 'download'")
+    with page.expect_download():
+        page.keyboard.press("Enter")
+    to("Shift+Tab", "document.activeElement.id === 'restart'")
     page.keyboard.press("Enter")
+    has_focus("#choose")
+
+
+def test_what_a_screen_reader_is_told(page):
+    page.click("#examples button >> nth=0")
     page.wait_for_selector("#list img")
-    page.focus("#fuse")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#metrics:not([hidden])")
+    fuse(page)
+    page.check("#modes input[value=swipe]", force=True)
+    tree = page.locator("body").aria_snapshot()
+    for line in (
+        'heading "ddfm"',
+        'radiogroup "View"',
+        'radio "Swipe" [checked]',
+        'application "Swipe: infrared.png, Fused. Arrow keys move',
+        'slider "Position"',
+        'button "Zoom in"',
+        'button "Download"',
+        'combobox "File format"',
+        'button "Remove infrared.png"',
+        "status: Fused in",
+        'table "Measures"',
+        'columnheader "Fused"',
+        'rowheader "Entropy (EN)',
+    ):
+        assert line in tree, f"{line}\n{tree}"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

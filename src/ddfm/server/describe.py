@@ -7,7 +7,7 @@ import re
 import typing
 from typing import Any
 
-from ddfm.server.fields import FRAMES, PALETTE_NAMES
+from ddfm.server.fields import PALETTE_NAMES
 from ddfm.settings import CHOICES, FusionSettings
 
 # Names for people; a field without one gets its own name with spaces.
@@ -35,7 +35,8 @@ _CHOICES = {
 _FIRST = ("likelihood", "contrast", "colour", "num_samples")  # the others are for experts
 _OPTIONS = {"num_inference_steps": "--steps", "tile_overlap": "--overlap", "num_samples": "--samples"}
 _MINIMUM = {"num_inference_steps": 1, "num_samples": 1, "seed": 0, "tile_overlap": 0}
-_ORDINALS = ("Automatic", "First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth")  # of FRAMES
+_FRAMES = ("auto", "first", "second", "3", "4", "5", "6", "7", "8")
+_ORDINALS = ("Automatic", "First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth")
 
 
 def _other(name: str, label: str, text: str, kind: str, default: Any = False, **more: Any) -> dict[str, Any]:
@@ -69,7 +70,7 @@ _READING = (
         "Whose grid the result has. Automatic: the image with most pixels, the first volume.",
         "choice",
         "auto",
-        choices=_choices(dict(zip(FRAMES, _ORDINALS, strict=True))),
+        choices=_choices(dict(zip(_FRAMES, _ORDINALS, strict=True))),
         advanced=True,
     ),
     _other("crop", "Crop", "Keep only what all images show.", "flag", advanced=True),

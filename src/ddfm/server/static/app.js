@@ -298,6 +298,7 @@ async function measures() {
   const rows = await (await call(`/v1/jobs/${id}/metrics?slice=${$("slice").value || 0}`)).json();
   if (job?.id !== id) return;
   const table = element("table");
+  table.setAttribute("aria-label", "Measures");
   table.innerHTML = "<thead><tr><th scope=col>Measure</th><th scope=col>Fused</th><th scope=col>Average</th></tr></thead>";
   const body = table.createTBody();
   for (const row of rows.filter(({ value }) => value !== null)) {
@@ -348,7 +349,7 @@ $("fuse").onclick = attempt(fuse);
 $("cancel").onclick = attempt(async () => { stopped = true; reset(); say("Cancelled."); });
 $("download").onclick = attempt(download);
 $("command").onclick = attempt(command);
-$("restart").onclick = attempt(async () => { reset(); files = []; viewer.sources = []; say(""); show(); });
+$("restart").onclick = attempt(async () => { reset(); files = []; viewer.sources = []; say(""); show(); refocus("choose"); });
 $("against").onchange = attempt(async () => { viewer.against = Number($("against").value); await viewer.draw(); });
 $("position").oninput = () => { viewer.position = $("position").value / 100; viewer.place(); };
 $("slice").onchange = attempt(async () => { await layers(true); await viewer.draw(); await measures(); });
