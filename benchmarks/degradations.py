@@ -9,6 +9,7 @@ told the true sigma (--bm3d, slow, needs the package bm3d): of sources with nois
 """
 
 import argparse
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,7 @@ from ddfm.io import images
 from ddfm.likelihoods.salient import Salient
 from ddfm.settings import FusionSettings
 
+ONE_AT_A_TIME = threading.Lock()  # BM3D has one pool of threads
 NAMES = ["MI", "SCD", "VIF", "Qabf", "SSIM"]
 Images = list[np.ndarray]  # infrared and visible luma, (H, W) float32 in [0, 1]
 Fuse = Callable[[Images], np.ndarray]
@@ -72,7 +74,8 @@ def non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
 def bm3d(image: np.ndarray, sigma: float) -> np.ndarray:
     from bm3d import bm3d as denoise
 
-    return np.asarray(denoise(image, sigma / 255), np.float32).clip(0, 1)
+    with ONE_AT_A_TIME:
+        return np.asarray(denoise(image, sigma / 255), np.float32).clip(0, 1)
 
 
 def fuser(pipe: DDFMPipeline, settings: FusionSettings) -> Fuse:

@@ -10,7 +10,6 @@ same likelihood without the prior, the other metrics against the clean sources. 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +78,11 @@ def main() -> None:
         scenes.append([s[y : y + args.crop, x : x + args.crop] for s in sources])
     print(f"{len(scenes)} pairs, {args.crop} pixels")
 
-    bare = Salient(denoise_sources=False, prior_weight=0.0)
+    bare = Salient(denoise_sources=False)
     if "noise" in args.tables:
         methods: dict[str, Fuse] = {
             "salient, no prior": fuser(likelihood=bare),
-            "salient, blur for prior": fuser(likelihood=Blurred(prior_weight=0.0)),
-            "salient, prior (sources)": fuser(likelihood=replace(Salient(), prior_weight=0.0)),
+            "salient, blur for prior": fuser(likelihood=Blurred()),
             "salient, prior (default)": fuser(),
             **BASELINES,
         }

@@ -41,7 +41,8 @@ class FusionOutput(BaseOutput):
             a list of PIL images for "pil", a tensor (B, 1 or 3, H, W) for "pt".
         samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], not clipped; with
             num_samples = K > 1 all of them, (K, B, C, H, W).
-        std: With num_samples > 1, the standard deviation of the fused luma over the samples, (B, H, W), luma in [0, 1].
+        std: With num_samples > 1, the standard deviation of the fused luma, (B, H, W), luma in [0, 1]: that over the
+            samples, and what the likelihood knows beside (the default: what removing noise left uncertain).
     """
 
     images: np.ndarray | list[PIL.Image.Image] | Tensor
@@ -168,13 +169,16 @@ class DDFMPipeline(DiffusionPipeline):
                 samples.append(
                     self._sample(f_t, model, state, sampler, timesteps, denoiser, generator, callback, tensors)
                 )
+        uncertain = model.variance(state) if hasattr(model, "variance") else 0
         del state, f_t
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
 
         # 4. Luma to images
         lumas = torch.stack([prior_split(sample)[0] for sample in samples])
         fused = _as_output(_finish(lumas.mean(dim=0), images, settings), output_type)
-        std = None if len(samples) == 1 else (lumas.std(dim=0)[:, 0] / 2).cpu().numpy()
+        std = None
+        if len(samples) > 1:
+            std = ((lumas / 2).var(dim=0) + uncertain).sqrt()[:, 0].cpu().numpy()
         output = FusionOutput(images=fused, samples=samples[0] if len(samples) == 1 else torch.stack(samples), std=std)
         return output if return_dict else (output.images, output.samples, output.std)
 

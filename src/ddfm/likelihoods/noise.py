@@ -9,6 +9,8 @@ from ddfm.likelihoods.stripes import remove_stripes
 
 NOISE_FLOOR = 2.5 / 255  # what the estimate calls noise in clean images: quantisation, JPEG (measured)
 BLOCK = 32  # side in pixels
+AGAIN = 0.25  # share of the noise that is put back for a second pass
+FAINTEST = 1.5 / 255  # std of what a prior's schedule can still tell from none
 QUIETEST = 0.5  # share of the blocks that the noise is measured in
 
 
@@ -71,5 +73,21 @@ def _remove(source: Tensor, levels: Tensor, denoise: SourceDenoiser | None) -> T
         if level > 0 and denoise is not None:
             s = source[k : k + 1]
             clipped = (F.max_pool2d(s, 3, 1, 1) <= -1) | (F.max_pool2d(-s, 3, 1, 1) <= -1)
-            out[k] = torch.where(clipped, s, denoise(s, 2 * level).clamp(-1, 1))[0] / 2 + 0.5
+            once = denoise(s, 2 * level)
+            share = min(max(AGAIN, FAINTEST / level), 1.0)
+            again = denoise((once + share * (s - once)).flip(-2, -1), 2 * share * level).flip(-2, -1)
+            out[k] = torch.where(clipped, s, again.clamp(-1, 1))[0] / 2 + 0.5
+    return out
+
+
+def remaining_noise(f: Tensor, levels: Tensor, denoise: SourceDenoiser) -> Tensor:
+    """What is still noise in a fusion of denoised sources, both (B, 1, H, W) in [0, 1]: 0 where `levels` are.
+
+    Half of what the prior takes out of it at AGAIN times their noise: as much is the detail that it does not know.
+    """
+    out = torch.zeros_like(f)
+    for k, level in enumerate(levels.flatten().tolist()):
+        if level > 0:
+            image = f[k : k + 1]
+            out[k] = (image - (denoise(2 * image - 1, 2 * AGAIN * level) + 1) / 2)[0] / 2
     return out

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ddfm.errors import InputError
 from ddfm.likelihoods.base import SourceDenoiser
-from ddfm.likelihoods.noise import remove_noise
+from ddfm.likelihoods.noise import remaining_noise, remove_noise
 from ddfm.likelihoods.operators import bands, gradient, screened_poisson
+from ddfm.likelihoods.spread import error_variance, fused_variance
 from ddfm.likelihoods.target import disagreement, fusion_target, strongest_gradient, within_bounds
 
 STRONG = 1.15  # contrast="strong"
@@ -37,7 +38,7 @@ class SalientState:
     g: tuple[Tensor, Tensor]
     u: tuple[Tensor, Tensor]  # ~ grad k
     disagreement: Tensor  # there b is less certain, and the prior has more to say
-    noise: Tensor  # std of the sources' noise, the least of them, (B, 1, 1, 1)
+    noises: list[Tensor]  # std of what was removed from each source, (B, 1, 1, 1)
     equal: Tensor  # images whose sources are all the same, (B, 1, 1, 1)
 
     def at(self, rows: slice) -> "SalientState":
@@ -52,7 +53,7 @@ class SalientState:
             cut(self.g),
             cut(self.u),
             self.disagreement[..., rows, :],
-            self.noise,
+            self.noises,
             self.equal,
         )
 
@@ -63,7 +64,7 @@ class Salient:
 
     Units are [0, 1]. intensity and gradient weigh the two Laplace terms; residuals below `tolerance` count as noise
     (the Laplace law is rounded there, which also bounds the E-step's weights); eta ties f to k, kappa is how much more
-    the splitting trusts gradients than intensities; prior_weight scales the prior's pull on f. contrast "strong" shows
+    the splitting trusts gradients than intensities. contrast "strong" shows
     deviations and gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and
     which "thermal" (it adds what is warm), one a source, where that is known. levels are the sources' background levels
     where these are not the medians of each image, see `for_volume`.
@@ -77,7 +78,6 @@ class Salient:
     tolerance: float = 0.02
     eta: float = 1000.0
     kappa: float = 10.0
-    prior_weight: float = 0.05
     denoise_sources: bool = True
     steps: ClassVar[int] = 3
     strength: ClassVar[float] = 0.06
@@ -86,15 +86,21 @@ class Salient:
         """Noise is measured and, by the prior itself, removed in each source; then b and g are fixed."""
         if self.roles is not None and len(self.roles) != len(sources):
             raise InputError(f"There are {len(sources)} sources but {len(self.roles)} roles; give one for each.")
-        clean, noises = remove_noise(sources, denoise if self.denoise_sources else None)
+        denoise = denoise if self.denoise_sources else None
+        clean, noises = remove_noise(sources, denoise)
         # Noise is what sensors do not share: where the sources of an image are all equal they are the result.
         equal = torch.stack([(s == sources[0]).flatten(1).all(dim=1) for s in sources]).all(dim=0).view(-1, 1, 1, 1)
         clean = [torch.where(equal, (s + 1) / 2, c) for s, c in zip(sources, clean, strict=True)]
         gain = STRONG if self.contrast == "strong" else 1.0
         b = fusion_target(clean, self.roles, gain, levels=self.levels)
         g = strongest_gradient(clean, b, gain)
-        noise = torch.stack(noises).amin(dim=0)  # one clean source is enough: the prior must not smooth it
-        return SalientState(clean, b, g, g, disagreement(clean, b), noise, equal)
+        state = SalientState(clean, b, g, g, disagreement(clean, b), noises, equal)
+        least = torch.stack(noises).amin(dim=0)  # one clean source is enough: the prior must not smooth it
+        if denoise is not None and least.any():
+            noise = remaining_noise((self.initial_estimate(state) + 1) / 2, least, denoise)
+            g = (g[0] - gradient(noise)[0], g[1] - gradient(noise)[1])
+            state = replace(state, b=b - noise, g=g, u=g)
+        return state
 
     def for_volume(self, volumes: Sequence[np.ndarray]) -> "Salient":
         """The same for all slices of volumes (S, H, W) in [0, 1], one a source: with one background level for each.
@@ -109,8 +115,13 @@ class Salient:
         """A first f, in [-1, 1]: intensities and gradients in least squares, no prior."""
         return 2 * within_bounds(screened_poisson(state.b, state.g, START), state.sources, self.roles) - 1
 
+    def variance(self, state: SalientState) -> Tensor:
+        """Of the fused luma in [0, 1], beyond the spread of samples: what removing noise left uncertain."""
+        variances = [error_variance(s, noise) for s, noise in zip(state.sources, state.noises, strict=True)]
+        return torch.where(state.equal, 0, fused_variance(state.sources, variances, state.b))
+
     def rectify(self, x0: Tensor, state: SalientState, sigma: float = 0.0) -> tuple[Tensor, SalientState]:
-        """One E-step and one M-step at diffusion noise `sigma` (std over signal, data in [-1, 1])."""
+        """One E-step and one M-step, whatever the diffusion's noise `sigma`."""
         f = (x0 + 1) / 2
         k = screened_poisson(f, state.u, self.kappa)
         u = torch.empty_like(f), torch.empty_like(f)
@@ -118,12 +129,12 @@ class Salient:
             with_next = slice(rows.start, rows.stop + 1)
             dx, dy = (d[..., : rows.stop - rows.start, :] for d in gradient(k[..., with_next, :]))
             f[..., rows, :], u[0][..., rows, :], u[1][..., rows, :] = self.m_step(
-                f[..., rows, :], k[..., rows, :], (dx, dy), state.at(rows), sigma
+                f[..., rows, :], k[..., rows, :], (dx, dy), state.at(rows)
             )
         return f.mul_(2).sub_(1), replace(state, u=u)
 
     def m_step(
-        self, f: Tensor, k: Tensor, dk: tuple[Tensor, Tensor], state: SalientState, sigma: float
+        self, f: Tensor, k: Tensor, dk: tuple[Tensor, Tensor], state: SalientState
     ) -> tuple[Tensor, Tensor, Tensor]:
         """f and u, each the minimiser of its part of Q given k, with the E-step's weights at k; pixel by pixel."""
         inv_m = self.intensity * self.e_step(k - state.b, state.disagreement)
@@ -131,8 +142,7 @@ class Salient:
         tie = self.eta * self.kappa
         ux, uy = ((2 * w * g + tie * d) / (2 * w + tie) for w, g, d in zip(inv_n, state.g, dk, strict=True))
         data = (2 * inv_m * state.b + self.eta * k) / (2 * inv_m + self.eta)
-        pull = self.prior_weight * (2 * state.noise / max(sigma, 1e-2)) ** 2
-        f = within_bounds((data + pull * f) / (1 + pull), state.sources, self.roles)
+        f = within_bounds(data, state.sources, self.roles)
         return torch.where(state.equal, state.sources[0], f), ux, uy
 
     def e_step(self, residual: Tensor, uncertainty: Tensor | float = 0.0) -> Tensor:
