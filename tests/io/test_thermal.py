@@ -115,6 +115,8 @@ def test_the_frame_may_be_that_of_the_temperatures_and_their_range_given(tmp_pat
     scene = Scene.read([jpeg(tmp_path / "a.jpg")], frame=0, value_range=(0, 100))
     assert scene.sources[0].pixels.shape == (30, 40) and scene.sources[1].pixels.shape == (30, 40, 3)
     assert scene.sources[0].pixels.max() == pytest.approx(0.8)
+    with pytest.raises(InputError, match="none of them between 200 and 300"):
+        Scene.read([tmp_path / "a.jpg"], value_range=(200, 300))
     with pytest.raises(InputError, match=r"first \(temperatures\) or second"):
         Scene.read([tmp_path / "a.jpg"], frame=2)
 

@@ -8,6 +8,7 @@ import pytest
 from ddfm.errors import InputError
 from ddfm.io.grid import RAS_FROM_LPS, Grid
 from ddfm.io.medical import read_volume
+from ddfm.registration import volumes
 from ddfm.runs.scene import Scene
 
 nibabel = pytest.importorskip("nibabel")
@@ -132,6 +133,37 @@ def test_the_result_lies_where_the_frame_does(tmp_path, name):
     cosines = np.array(image.GetDirection()).reshape(3, 3)
     np.testing.assert_allclose(cosines, FRAME.affine[:3, :3] / FRAME.spacing, atol=1e-4)
     assert read_volume(tmp_path / name).grid.is_same(FRAME)
+
+
+def test_rigid_registration_finds_how_a_patient_moved(tmp_path):
+    """Heads of two contrasts, one moved by 6 degrees and 7 mm: the landmarks come back to within half a voxel."""
+
+    def head(at, kind):
+        index = np.stack(np.meshgrid(*(np.arange(n) for n in at.shape), indexing="ij")[::-1], -1)
+        world = index @ at.affine[:3, :3].T + at.affine[:3, 3]
+        inside = 1 / (1 + np.exp(40 * (np.linalg.norm(world / (22, 26, 20), axis=-1) - 1)))
+        return np.rint(600 * inside + phantom(at) * (0.5 if kind == "mri" else -0.4)).astype(np.int16)
+
+    motion = np.eye(4)
+    motion[:3, :3], motion[:3, 3] = turned(4, -3, 4), (5, -4, 3)
+    fixed, moving = grid((40, 50, 50), (1.2, 1.2, 1.5)), grid((44, 44, 48), (1.4, 1.4, 1.4), (3, 5, -8))
+    paths = [
+        save_nifti(tmp_path / "mri.nii", fixed, head(fixed, "mri")),
+        save_nifti(tmp_path / "pet.nii", Grid(moving.shape, motion @ moving.affine), head(moving, "pet")),
+    ]
+    sources = [read_volume(path) for path in paths]
+    found = volumes.register(sources[1], sources[0]).matrix
+    points = np.c_[LANDMARKS, np.ones(5)].T
+    assert np.linalg.norm(((found - motion) @ points)[:3], axis=0).max() < 0.5 * 1.2
+    said = Scene.read(paths, rigid=True).findings
+    assert any("registered rigidly" in sentence for sentence in said)
+
+
+def test_a_window_is_for_the_ct_and_a_range_for_the_rest(tmp_path):
+    at = grid((4, 20, 20), (1, 1, 3))
+    ct = save_series(tmp_path / "ct", at, RescaleSlope="1", RescaleIntercept="0", RescaleType="HU")
+    scene = Scene.read([ct, save_nifti(tmp_path / "pet.nii", at)], window="brain", value_range=(0, 500))
+    assert [(source.low, source.high) for source in scene.sources] == [(0, 80), (0, 500)]
 
 
 def test_patients(tmp_path):

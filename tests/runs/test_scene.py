@@ -5,6 +5,7 @@ import tracemalloc
 from dataclasses import replace
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import made_picture
@@ -330,3 +331,14 @@ def test_counts_are_scaled_in_each_source_by_itself_and_said(tmp_path):
     assert any("thermal.png holds counts from 7224 to 8107" in finding for finding in scene.findings)
     ranged = Scene.read([tmp_path / "thermal.png", tmp_path / "photo.png"], value_range=(0, 65535))
     assert ranged.sources[0].pixels.max() < 0.13
+
+
+def test_a_range_is_for_the_files_that_have_its_unit(tmp_path):
+    counts = np.linspace(7000, 9000, 24 * 24).reshape(24, 24).astype(np.uint16)
+    images.write(tmp_path / "photo.png", np.random.default_rng(0).random((24, 24, 3)))
+    images.write(tmp_path / "grey.png", np.random.default_rng(1).random((24, 24)))
+    PIL.Image.fromarray(counts).save(tmp_path / "counts.tif")
+    scene = Scene.read([tmp_path / name for name in ("counts.tif", "photo.png", "grey.png")], value_range=(7500, 8500))
+    assert (scene.sources[0].low, scene.sources[0].high) == (7500, 8500)
+    assert all(np.ptp(source.pixels) > 0.9 for source in scene.sources)
+    assert [("photo" in said, "grey" in said) for said in scene.findings] == [(True, False), (False, True)]

@@ -121,24 +121,23 @@ def read_any(
     """Read a source: an image as `read` does, or a DICOM or NIfTI file of several slices, or a folder that holds a
     DICOM series: pixels (S, H, W), one map for all.
 
-    window: of a CT, see `medical.read_volume`. scale_counts: whether a sensor's raw counts are stretched as by
-    `normalise`, which `Image.findings` says: floats and wide integers outside [0, 1], and grey of more than 8 bits
-    whose values span at most a quarter of the full scale and lie further above 0 than that. Raises InputError.
+    window: of a CT, see `medical.read_volume`; the range is then for what is no CT. scale_counts: whether a sensor's
+    raw counts are stretched as by `normalise`, which `Image.findings` says: floats and wide integers outside [0, 1],
+    and grey of more than 8 bits whose values span at most a quarter of the full scale and lie further above 0 than
+    that. Raises InputError.
     """
     name = quoted(path)
     if os.path.isdir(path):
         from ddfm.io import medical
 
-        image = medical.read_series(Path(path), normalise, window)
-        return image.windowed(*value_range) if value_range else image
+        return _ranged(medical.read_series(Path(path), normalise, window), value_range, window)
     with open_file(path) as file:
         head = file.read(132)
         file.seek(0)
         if is_medical(path) or head[128:] == b"DICM":
             from ddfm.io import medical
 
-            image = medical.read(Path(path), file.read(), normalise, window)
-            return image.windowed(*value_range) if value_range else image
+            return _ranged(medical.read(Path(path), file.read(), normalise, window), value_range, window)
         decoded = decode(file, name)
     values, full, findings = decoded.values, decoded.full, []
     own_units = full is None and not (values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1)
@@ -154,6 +153,15 @@ def read_any(
         pixels, bits, Path(path), low, high, decoded.icc, decoded.dpi, findings=tuple(findings), exif=decoded.exif
     )
     return image.windowed(*value_range) if value_range else image
+
+
+def _ranged(image: Image, value_range: Range | None, window: Any) -> Image:
+    """A DICOM or NIfTI image in the range, unless it is a CT, whose window was given."""
+    from ddfm.io.medical import hounsfield
+
+    if value_range is None or (window is not None and (image.low, image.high) == hounsfield(window)):
+        return image
+    return image.windowed(*value_range)
 
 
 def _are_counts(values: np.ndarray, full: float | None) -> bool:

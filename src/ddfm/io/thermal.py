@@ -116,7 +116,13 @@ def _temperatures(thermogram: Any, path: str | os.PathLike[str], value_range: Ra
     pixels, coldest, hottest = to_unit(celsius, name, normalise=False, own_units=True)
     image = Image(pixels, 32, Path(path), coldest, hottest, unit="°C")
     if value_range is not None:
-        return image.windowed(*value_range)
+        image = image.windowed(*value_range)
+        if image.low >= celsius.max() or image.high <= celsius.min():
+            raise InputError(
+                f"{name} holds temperatures from {celsius.min():.1f} to {celsius.max():.1f} °C, none of them between "
+                f"{image.low:g} and {image.high:g}; give another range."
+            )
+        return image
     low, high = (float(value) for value in np.percentile(celsius, PERCENTILES))
     what = f"the {PERCENTILES[0]} to {PERCENTILES[1]} percentiles"
     own = _camera_scale(thermogram) or (low, high)

@@ -56,7 +56,7 @@ def to_frame(sources: Sequence[Image], frame: int = 0, rigid: bool = False) -> t
             not say where it lies; a registration that fails.
     """
     if not 0 <= frame < len(sources):
-        raise InputError(f"The frame is one of the {len(sources)} sources, counted from 0, not {frame}.")
+        raise InputError(f"The frame cannot be source number {frame + 1}: there are only {len(sources)} sources.")
     fixed = sources[frame]
     brought, findings = [], []
     for k, source in enumerate(sources):

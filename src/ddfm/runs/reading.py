@@ -23,7 +23,8 @@ class Reading:
         normalise: Stretch raw counts robustly, as in `images.read`; of a volume over all slices.
         align, rig, crop: Images are brought into the frame of `sources[frame]`, by default the one with most pixels,
             see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto".
-        value_range: The values, in the files' own unit, that become 0 and 1, as in `images.read`.
+        value_range: The values, in the files' own unit, that become 0 and 1, as in `images.read`; not of photos, of CT
+            sources with a window, and of files that have no values there.
         frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by default the first, by
             their own world coordinates or after a rigid registration, see `registration.volumes.to_frame`.
         window: Of CT sources, "brain", "bone", "lung", "soft-tissue" or (low, high) in Hounsfield units.

@@ -321,6 +321,11 @@ def _read(path: str | os.PathLike[str], how: Reading) -> Image:
         except InputError as error:
             unread = (f"The picture in {quoted(path)} is taken instead of its temperatures: {error}",)
     image = images.read_any(path, how.normalise, how.value_range, how.window)
+    if how.value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
+        low, high = how.value_range
+        why = "is a photo" if image.pixels.ndim == 3 else "has no values in it"
+        unread += (f"The range of {low:g} to {high:g} was not applied to {quoted(path)}, which {why}.",)
+        image = images.read_any(path, how.normalise, None, how.window)
     return replace(image, findings=(*unread, *image.findings))
 
 
@@ -347,7 +352,7 @@ def _check_options(sources: list[Image], medical: bool, frame: int, window: Wind
             "A window and rigid registration are for DICOM and NIfTI files; there is none among the sources."
         )
     if not 0 <= frame < len(sources):
-        raise InputError(f"The frame is one of the {len(sources)} sources, counted from 0, not {frame}.")
+        raise InputError(f"The frame cannot be source number {frame + 1}: there are only {len(sources)} sources.")
     if window is not None:
         from ddfm.io.medical import hounsfield
 
