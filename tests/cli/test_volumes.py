@@ -8,6 +8,7 @@ import ddfm.cli
 import ddfm.cli.loading
 import ddfm.pipeline
 from ddfm.io import medical
+from ddfm.likelihoods import Salient
 from ddfm.prior import Denoiser
 
 
@@ -22,9 +23,8 @@ def test_volumes_are_fused_with_geometry_and_unit(fuse, volumes, prior):
     np.testing.assert_allclose(fused.affine, mri.affine, atol=1e-6)
     assert fused.shape == mri.shape == (*SIZE[::-1], 4) and fused.header.get_xyzt_units() == ("mm", "sec")
     slices = [medical.read_volume(volumes / name) for name in ("mri.nii.gz", "pet.nii")]
-    expected = ddfm.pipeline.fuse(
-        *(image.pixels[2] for image in slices), prior=prior, device="cpu", seed=3, num_inference_steps=2
-    )
+    settings = {"likelihood": Salient().for_volume([image.pixels for image in slices]), "num_inference_steps": 2}
+    expected = ddfm.pipeline.fuse(*(image.pixels[2] for image in slices), prior=prior, device="cpu", seed=3, **settings)
     expected = slices[0].restore(expected)
     np.testing.assert_allclose(fused.get_fdata()[..., 2].T, expected, atol=1e-3 * np.ptp(mri.get_fdata()))
 
