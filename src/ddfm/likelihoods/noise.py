@@ -11,16 +11,19 @@ NOISE_FLOOR = 2.5 / 255  # what the estimate calls noise in clean images: quanti
 BLOCK = 32  # side in pixels
 AGAIN = 0.25  # share of the noise that is put back for a second pass
 FAINTEST = 1.5 / 255  # std of what a prior's schedule can still tell from none
+STEEPEST = 8.0  # most by which structure grows from scale to scale
 QUIETEST = 0.5  # share of the blocks that the noise is measured in
 
 
 def noise_std(s: Tensor) -> Tensor:
     """Standard deviation of the white noise in each image: (B, 1, H, W) in [0, 1] -> (B, 1, 1, 1).
 
-    Medians of the absolute diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994) at the two finest scales,
-    in the quieter blocks. White noise has the same energy in both; the structure of images, whose power falls with the
-    square of the frequency, four times as much in the coarser. So noise^2 = (4 fine^2 - coarse^2) / 3, and fine
-    texture is not taken for noise. Pixels near the ends of the range count for nothing: there noise is clipped away.
+    Medians of the absolute diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994) at the three finest
+    scales, in the quieter blocks. White noise has the same energy in all; the structure of images r times as much at
+    each coarser scale, where r is 4 if their power falls with the square of the frequency, and more if they are
+    smoother. So energies are noise^2 + a, + a r, + a r^2, and fine texture is not taken for noise nor noise for
+    texture; but a texture of grass fits r = 8 and noise as well: at most twice what r = 4 gives is believed. Pixels
+    near the ends of the range count for nothing: there noise is clipped away.
     """
     return torch.stack([_noise_std(image, _noise_std(image, 0.02)) for image in s[:, 0]]).view(-1, 1, 1, 1)
 
@@ -28,23 +31,24 @@ def noise_std(s: Tensor) -> Tensor:
 def _noise_std(image: Tensor, sigma: Tensor | float) -> Tensor:
     """That of one image (H, W), without what lies within some `sigma` of the ends of the range."""
     margin = min(max(1.5 * float(sigma), 0.02), 0.12)
-    fine, low = _haar(image)
-    coarse, lower = _haar(low)
-    details = []
-    for detail, mean, size in ((fine, low / 2, BLOCK // 2), (coarse, lower / 4, BLOCK // 4)):
+    low, details = image, []
+    for scale in (2, 4, 8):
+        detail, low = _haar(low)
+        mean = low / scale
         detail = detail.abs().masked_fill((mean < margin) | (mean > 1 - margin), torch.nan)[None, None]
-        size = min(size, *detail.shape[-2:])
+        size = min(BLOCK // scale, *detail.shape[-2:])
         details.append(F.unfold(detail, size, stride=size)[0].T)  # (blocks, size^2)
     blocks = min(len(detail) for detail in details)
     details = [detail[:blocks] for detail in details]
-    seen = torch.stack([detail.isnan().float().mean(dim=1) < 0.5 for detail in details]).all(dim=0)
+    seen = torch.stack([detail.isnan().float().mean(dim=1) < 0.5 for detail in details[:2]]).all(dim=0)
     if not seen.any():
         return image.new_zeros(())
     details = [detail[seen] for detail in details]
-    energy = torch.stack([detail.nanmedian(dim=1).values.square() for detail in details]).sum(dim=0)
+    energy = torch.stack([detail.nanmedian(dim=1).values.square() for detail in details[:2]]).sum(dim=0)
     quiet = energy <= energy.quantile(QUIETEST)
-    variances = [(detail[quiet].nanmedian() / 0.6745).square() for detail in details]
-    return ((4 * variances[0] - variances[1]) / 3).clamp_min(0).sqrt()
+    fine, middle, coarse = ((detail[quiet].nanmedian() / 0.6745).square() for detail in details)
+    r = torch.nan_to_num((coarse - middle) / (middle - fine).clamp_min(1e-9), nan=4.0).clamp(4, STEEPEST)
+    return torch.minimum((r * fine - middle) / (r - 1), 4 / 3 * (4 * fine - middle)).clamp_min(0).sqrt()
 
 
 def _haar(image: Tensor) -> tuple[Tensor, Tensor]:
