@@ -349,6 +349,25 @@ def test_a_port_that_is_taken_is_said():
         app._listening("127.0.0.1", taken.getsockname()[1])
 
 
+def test_a_result_is_measured_once_and_only_so_large(tiny_prior, monkeypatch):
+    with TestClient(create_app(tiny_prior, Limits(measured_pixels=1000)), base_url=BASE) as client:
+        job = wait_for(client, client.post("/v1/jobs", files=FORM).json()["id"], "done")["id"]
+        assert "1,518 pixels" in problem(client.get(f"/v1/jobs/{job}/metrics"), 413)
+    with TestClient(create_app(tiny_prior), base_url=BASE) as client:
+        job = wait_for(client, client.post("/v1/jobs", files=FORM).json()["id"], "done")["id"]
+        first = client.get(f"/v1/jobs/{job}/metrics").json()
+        monkeypatch.setattr("ddfm.server.views.metrics", lambda *_: pytest.fail("measured again"))
+        assert client.get(f"/v1/jobs/{job}/metrics").json() == first
+
+
+def test_what_is_kept_is_bounded_in_pixels(tiny_prior):
+    with TestClient(create_app(tiny_prior, Limits(kept_pixels=5000)), base_url=BASE) as client:  # one has 3,036
+        jobs = [client.post("/v1/jobs", files=FORM).json()["id"] for _ in range(3)]
+        wait_for(client, jobs[-1], "done")
+        client.app.state.service.queue.expire()
+        assert [client.get(f"/v1/jobs/{job}").status_code for job in jobs] == [404, 404, 200]
+
+
 def test_nothing_stays_behind(tiny_prior):
     with TestClient(create_app(tiny_prior, replace(Limits(), kept=2)), base_url=BASE) as client:
         service = client.app.state.service

@@ -70,7 +70,7 @@ def _add_fuse(router: APIRouter, service: Service) -> None:
         job = await service.submit(request, keep=False)
         try:
             await _until_over(request, job)
-            data, kind = await anyio.to_thread.run_sync(service.file, job, request.headers.get("accept", ""))
+            data, kind = await service.view(service.file, job, request.headers.get("accept", ""))
             return _file(data, kind, job)
         finally:
             service.queue.remove(job)
@@ -126,7 +126,7 @@ def _add_results(router: APIRouter, service: Service) -> None:
     async def result(request: Request, job_id: JobId, overlay: Laid) -> Response:
         """The result, whose format is the best of Accept, with the metadata of its sources."""
         job = queue.find(job_id)
-        data, kind = await anyio.to_thread.run_sync(service.file, job, request.headers.get("accept", ""), overlay)
+        data, kind = await service.view(service.file, job, request.headers.get("accept", ""), overlay)
         return _file(data, kind, job)
 
     @router.get(
@@ -144,15 +144,15 @@ def _add_results(router: APIRouter, service: Service) -> None:
         """An 8-bit PNG for display: `fused`, `uncertainty` (white is its maximum), `source-1`, `source-2` ..."""
         job = queue.find(job_id)
         check_done(job)
-        data = await anyio.to_thread.run_sync(views.layer, job, layer, number, overlay)
+        data = await service.view(views.layer, job, layer, number, overlay)
         return Response(data, media_type="image/png")
 
-    @router.get("/jobs/{job_id}/metrics", responses=document(409, 422, 500, 503))
+    @router.get("/jobs/{job_id}/metrics", responses=document(409, 413, 422, 500, 503))
     async def metrics(job_id: JobId, number: SliceNumber = 0) -> list[schemas.Metric]:
         """How good the result is, beside the plain average of its sources."""
         job = queue.find(job_id)
         check_done(job)
-        return await anyio.to_thread.run_sync(views.metrics, job, number)
+        return await service.measure(job, number)
 
 
 def _add_form(router: APIRouter, service: Service) -> None:

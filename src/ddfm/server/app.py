@@ -121,8 +121,6 @@ def serve(
         pipe.set_progress_bar_config(disable=True)
     is_loopback = host in ("127.0.0.1", "::1", "localhost")
     app = create_app(pipes, limits, token=token, origins=origins, hosts=LOOPBACK if is_loopback else None)
-    if not is_loopback and token is None:
-        _log.warning("Whoever reaches this machine can use this server; give it a token to ask for one.")
     config = uvicorn.Config(
         app,
         host,
@@ -132,6 +130,8 @@ def serve(
         server_header=False,
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
+    if not is_loopback and token is None:
+        _log.warning("Whoever reaches this machine can use this server; give it a token to ask for one.")
     with _listening(host, port) as listening:
         _log.info("The page is at http://%s:%d", f"[{host}]" if ":" in host else host, listening.getsockname()[1])
         _Server(config, app.state.service).run([listening])

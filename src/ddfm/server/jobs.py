@@ -19,6 +19,7 @@ from ddfm.runs.scene import Scene
 from ddfm.server.fields import PLAIN, Overlay
 from ddfm.server.limits import Limits
 from ddfm.server.problems import Problem, problem_of
+from ddfm.server.schemas import Metric
 from ddfm.server.telemetry import Telemetry
 from ddfm.server.uploads import Upload
 from ddfm.settings import FusionSettings
@@ -41,6 +42,7 @@ class Job:
         problem: (HTTP status, sentence), once `state` is "failed" or "cancelled".
         cancelled: Set by the client; a worker looks at it after each evaluation of the network.
         fetched: Whether the client has the result.
+        measures: By slice, 0 of images, once somebody has asked for them.
         overlay: What is laid over the result where it is shown or written; `fused` is without it.
         keep: Whether it can be asked for by its id; else whoever put it waits for it and removes its folder.
     """
@@ -61,6 +63,7 @@ class Job:
     problem: tuple[int, str] | None = None
     cancelled: bool = False
     fetched: bool = False
+    measures: dict[int, list[Metric]] = field(default_factory=dict)
     created: float = field(default_factory=time.monotonic)
     started: float = math.nan
     ended: float = math.nan
@@ -253,13 +256,16 @@ class Queue:
             return all(job.fetched or job.state != "done" for job in self._jobs.values())
 
     def expire(self) -> None:
-        """Forget finished jobs that are too old, and the oldest where they are too many."""
+        """Forget finished jobs that are too old, and the oldest where they are too many or too large together."""
         with self._changed:
             over = [job for job in self._jobs.values() if job.is_over]
-            oldest = time.monotonic() - self.limits.keep_seconds
-            gone = over[: max(0, len(over) - self.limits.kept)] + [job for job in over if job.ended < oldest]
-            for job in gone:
-                self._jobs.pop(job.id, None)
+            oldest, pixels, gone = time.monotonic() - self.limits.keep_seconds, 0, list[Job]()
+            for k, job in enumerate(reversed(over)):
+                pixels += job.pixels
+                too_many = k >= self.limits.kept or (k > 0 and pixels > self.limits.kept_pixels)
+                if too_many or job.ended < oldest:
+                    gone.append(job)
+                    del self._jobs[job.id]
         for job in gone:
             job.remove()
 

@@ -21,7 +21,10 @@ class Limits:
             1 on a CPU, where more are no faster, and 8 elsewhere.
         job_seconds: Running time of a job; a longer one is stopped and answered 503.
         kept: Finished jobs whose results can still be fetched.
+        kept_pixels: Pixels of their sources together, which with the results take 8 to 32 bytes of disk each.
         keep_seconds: How long they can.
+        views: Results that are made into files or pictures at one time; further requests wait.
+        measured_pixels: Of the largest result that is measured.
     """
 
     upload_bytes: int = 256 * 2**20
@@ -35,4 +38,7 @@ class Limits:
     batch_size: int | None = None
     job_seconds: float = 600.0
     kept: int = 64
+    kept_pixels: int = 2**28
     keep_seconds: float = 900.0
+    views: int = 4
+    measured_pixels: int = 2**24

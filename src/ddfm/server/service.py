@@ -6,9 +6,10 @@ import contextlib
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import anyio
 from fastapi import Request
@@ -19,14 +20,18 @@ from ddfm.io.images import Image
 from ddfm.pipeline import DDFMPipeline
 from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Scene
+from ddfm.server import views
 from ddfm.server.fields import PLAIN, Asked, Overlay, asked
 from ddfm.server.formats import FORMATS, negotiate
 from ddfm.server.jobs import Job, Queue
 from ddfm.server.limits import Limits
 from ddfm.server.problems import Problem
+from ddfm.server.schemas import Metric
 from ddfm.server.telemetry import Telemetry
 from ddfm.server.uploads import Upload, claimed_pixels, receive
 from ddfm.server.worker import Worker
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,6 +53,8 @@ class Service:
         self.workers = [Worker(pipe, self.queue) for pipe in self.pipes]
         self._folder: Path | None = None
         self._uploads = 0
+        self._viewing = anyio.CapacityLimiter(self.limits.views)
+        self._measuring = anyio.CapacityLimiter(1)
 
     def start(self) -> None:
         """Begin to work."""
@@ -115,6 +122,17 @@ class Service:
                     self.queue.give_up(pixels)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    async def view(self, make: Callable[..., T], *arguments: Any) -> T:
+        """What `make` gives, from a thread; some at a time."""
+        return await anyio.to_thread.run_sync(make, *arguments, limiter=self._viewing)
+
+    async def measure(self, job: Job, number: int) -> list[Metric]:
+        """`views.metrics`, one at a time and once for each result. Raises Problem."""
+        async with self._measuring:
+            if number not in job.measures:
+                job.measures[number] = await anyio.to_thread.run_sync(views.metrics, job, number, self.limits)
+            return job.measures[number]
 
     def file(self, job: Job, accept: str, overlay: Overlay | None = None) -> tuple[bytes, str]:
         """A finished job's result as a file of the kind the client likes best, with its sources' metadata: bytes, kind.

@@ -13,6 +13,7 @@ from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.server.fields import Overlay
 from ddfm.server.jobs import Job
+from ddfm.server.limits import Limits
 from ddfm.server.problems import Problem
 from ddfm.server.schemas import Metric
 
@@ -52,16 +53,20 @@ def layer(job: Job, name: str, number: int, overlay: Overlay | None = None) -> b
     return png(pixels)
 
 
-def metrics(job: Job, number: int) -> list[Metric]:
+def metrics(job: Job, number: int, limits: Limits) -> list[Metric]:
     """The measures of a finished job's result, of a volume of one slice, beside those of the average of its sources.
 
-    The convention is the authors' ("ddfm", see `evaluation.metrics`).
+    The convention is the authors' ("ddfm", see `evaluation.metrics`). Raises Problem 404, 413.
     """
     from ddfm.evaluation.baselines import average
     from ddfm.evaluation.metrics import LOWER_IS_BETTER, fusion_metrics
 
     assert job.fused is not None
     images = [job.fused, *(source.pixels for source in job.scene.sources)]
+    height, width = job.fused.shape[1:] if job.scene.is_volume else job.fused.shape[:2]
+    if height * width > limits.measured_pixels:
+        at_most = f"{limits.measured_pixels:,}"
+        raise Problem(413, f"The result has {height * width:,} pixels; those of up to {at_most} are measured.")
     if job.scene.is_volume:
         images = [_slice(image, number) for image in images]
     fused, *sources = (luma(image) for image in images)
