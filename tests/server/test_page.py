@@ -120,6 +120,19 @@ def test_uncertainty_and_command(page):
     assert copied == "ddfm fuse source0.png source1.png -o fused.png --samples 2"
 
 
+def test_one_image_asks_for_another(page):
+    give(page, (40, 50))
+    assert "Add a second image" in page.inner_text("#said") and page.is_disabled("#fuse") and page.is_hidden("#error")
+    give(page, (40, 50))
+    sync_api.expect(page.locator("#fuse")).to_be_enabled()
+
+
+def test_an_error_is_shown_at_the_start(page):
+    page.set_input_files("#file", [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"notes"}])
+    page.wait_for_selector("#error:not([hidden])")
+    assert "notes.txt is not an image" in page.inner_text("#error") and page.is_visible("#choose")
+
+
 def test_an_error_is_shown(page):
     give(page, (40, 50), (41, 50))
     page.click("#fuse")

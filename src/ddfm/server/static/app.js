@@ -7,8 +7,10 @@ let about, files = [], job = null, asked = 0, stopped = false;
 
 const headers = () => (sessionStorage.token ? { Authorization: `Bearer ${sessionStorage.token}` } : {});
 
+class Lost extends Error { message = "The server cannot be reached; check that it runs."; }
+
 async function call(address, options = {}) {
-  const answer = await fetch(address, { ...options, headers: { ...headers(), ...options.headers } });
+  const answer = await fetch(address, { ...options, headers: { ...headers(), ...options.headers } }).catch(() => { throw new Lost(); });
   if (answer.status === 401 && !$("ask").open) {
     $("ask").showModal();
     await new Promise((resolve) => $("ask").addEventListener("close", resolve, { once: true }));
@@ -23,9 +25,8 @@ async function call(address, options = {}) {
 const attempt = (work) => async (...given) => {
   $("error").hidden = true;
   try { await work(...given); } catch (error) {
-    $("error").textContent = error instanceof TypeError ? "The server cannot be reached; check that it runs." : error.message;
+    $("error").textContent = error.message;
     $("error").hidden = false;
-    $("error").scrollIntoView({ block: "nearest" });
   }
 };
 const say = (text) => { $("said").textContent = text; };
@@ -169,7 +170,7 @@ async function choose(mode) {
   $("position-row").hidden = mode !== "swipe" && mode !== "onion";
   $("position-label").textContent = mode === "onion" ? "Opacity" : "Position";
   await viewer.draw();
-  document.querySelector("#modes :checked").parentElement.scrollIntoView({ block: "nearest", inline: "center" });
+  document.querySelector("#modes :checked")?.parentElement.scrollIntoView({ block: "nearest", inline: "center" });
 }
 
 // ---- fusing
@@ -188,6 +189,7 @@ function reset() {
 async function fuse() {
   reset();
   stopped = false;
+  say("");
   const data = form();
   for (const [setting, text] of chosen()) data.append(setting.name, text);
   $("fuse").hidden = true;
@@ -231,17 +233,17 @@ async function* watch(id) {
         if (!["queued", "running"].includes(status.state)) return;
         lost = 0;
       }
-    } catch (error) { if (!(error instanceof TypeError)) throw error; }
+    } catch (error) { if (!(error instanceof Lost)) throw error; }
     await wait(1);
   }
-  throw new TypeError();
+  throw new Lost();
 }
 
 async function* events(id) {
   const reader = (await call(`/v1/jobs/${id}/events`)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(() => { throw new Lost(); });
     if (done) return;
     const parts = (text + value).split("\n\n");
     text = parts.pop();
