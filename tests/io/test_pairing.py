@@ -31,6 +31,7 @@ def groups(pairing, root):
     ("names", "expected"),
     [
         (["FLIR_0001.jpg", "FLIR_0001_T.jpg"], {"FLIR_0001": ["FLIR_0001_T.jpg", "FLIR_0001.jpg"]}),
+        (["DJI_0001_R.JPG", "DJI_0001.JPG"], {"DJI_0001": ["DJI_0001_R.JPG", "DJI_0001.JPG"]}),
         (["DJI_0001_T.JPG", "DJI_0001_V.JPG"], {"DJI_0001": ["DJI_0001_T.JPG", "DJI_0001_V.JPG"]}),
         (
             ["DJI_20240101_0001_T.JPG", "DJI_20240101_0001_W.JPG", "DJI_20240101_0001_Z.JPG"],
@@ -59,7 +60,7 @@ def test_how_cameras_and_scanners_call_them(made, names, expected):
 def test_what_is_left_out_is_said(made):
     root = made("DJI_0001_T.JPG", "DJI_0001_W.JPG", "DJI_0001_Z.JPG", "DJI_0002_W.JPG")
     pairing = find_groups([root])
-    assert [path.name for path in pairing.unmatched] == ["DJI_0001_Z.JPG", "DJI_0002_W.JPG"]
+    assert [path.name for path in pairing.unmatched] == ["DJI_0002_W.JPG"]
     assert len(pairing.findings) == 1 and "zoom" in pairing.findings[0]
 
 
@@ -81,6 +82,18 @@ def test_what_is_ambiguous_is_refused_with_the_candidates(made, names, candidate
 def test_nothing_to_tell_sensors_by(made):
     with pytest.raises(InputError, match=r"tell two sensors apart \(1\.png.*--pattern"):
         find_groups([made("1.png", "2.png")])
+    with pytest.raises(InputError, match=r"same but for the sensor \(a_T\.jpg as thermal, b_W\.jpg as visible"):
+        find_groups([made("a_T.jpg", "b_W.jpg", root="other")])
+
+
+def test_radiometric_files_are_groups_of_their_own(made):
+    root = made("1.jpg", "d/2.JPG", "3.jpg", "4.png")
+    flir = b"\xff\xd8\xff\xe1\x00\x20FLIR\0" + bytes(40)
+    for name in ("1.jpg", "d/2.JPG"):
+        (root / name).write_bytes(flir)
+    pairing = find_groups([root])
+    assert groups(pairing, root) == {"1": ["1.jpg"], "d/2": ["d/2.JPG"]} and "radiometric" in pairing.findings[0]
+    assert [path.name for path in pairing.unmatched] == ["3.jpg", "4.png"]
 
 
 @pytest.mark.parametrize(

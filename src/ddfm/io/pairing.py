@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddfm.errors import InputError
-from ddfm.io import sensors
+from ddfm.io import sensors, thermal
 from ddfm.io.images import quoted
 
 SUFFIXES = (
@@ -43,7 +43,8 @@ def find_groups(
 
     Args:
         folders: One folder for each sensor, whose files share names or names but for what tells the sensor
-            ("7_ir", "7_vis"); or one folder of all, whose files or subfolders tell it (see `sensors.sensor_of`).
+            ("7_ir", "7_vis"); or one folder of all, whose files or subfolders tell it (see `sensors.sensor_of`), or of
+            radiometric JPEGs, of which each is a group of its own.
         patterns: A name for each sensor, in which `{id}` is what the files of a scene share, `*` and `?` are any
             text and any character: "{id}_T.jpg", "thermal/{id}.png". It is compared with the end of the path, whatever
             the case; a file goes to the pattern with the most letters.
@@ -150,21 +151,40 @@ def _by_sensor(root: Path, leave_out: str | os.PathLike[str] | None) -> Pairing:
     for name, path in plain.items():
         if len(known := scenes.get(name, {})) == 1 and (other := sensors.counterpart(*known)):
             known[other] = [path]
-    zooms = [scene.pop("zoom") for scene in scenes.values() if "zoom" in scene and "visible" in scene]
+    zooms = [path for scene in scenes.values() if "visible" in scene for path in scene.pop("zoom", [])]
     pairs = {name: scene for name, scene in sorted(scenes.items()) if len(scene) > 1}
     _refuse_ambiguous({n: paths for n, scene in pairs.items() for paths in scene.values() if len(paths) > 1})
+    if not pairs and (both := {name: [path] for name, path in table.items() if _holds_both(path)}):
+        others = sorted(path for name, path in table.items() if name not in both)
+        return Pairing(both, others, [f"{len(both)} radiometric files are taken as temperatures and photo each."])
     if not pairs:
-        example = quoted(next(iter(table.values())).name)
         raise InputError(
-            f"No names in {quoted(root)} tell two sensors apart ({example}, ...): give a folder for each sensor, or "
-            "tell what the names share with --pattern '{id}_T.jpg' '{id}_V.jpg'."
+            f"{_no_pairs(root, table, scenes)}: give a folder for each sensor, or tell what the names share "
+            "with --pattern '{id}_T.jpg' '{id}_V.jpg' (* is any text)."
         )
     groups = {
         name or root.resolve().name: [scene[s][0] for s in sensors.ORDER if s in scene] for name, scene in pairs.items()
     }
-    taken = {path for paths in groups.values() for path in paths}
+    taken = {path for paths in groups.values() for path in paths} | set(zooms)
     findings = [f"{len(zooms)} zoom images are left out: the wide camera sees the whole scene."] if zooms else []
     return Pairing(groups, sorted(set(table.values()) - taken), findings)
+
+
+def _holds_both(path: Path) -> bool:
+    try:
+        return path.suffix.lower() in (".jpg", ".jpeg") and thermal.is_radiometric(path)
+    except InputError:  # empty, not to be opened
+        return False
+
+
+def _no_pairs(root: Path, table: dict[str, Path], scenes: dict[str, dict[str, list[Path]]]) -> str:
+    """Why nothing in a folder belongs together."""
+    first = {sensor: paths[0].name for scene in reversed(scenes.values()) for sensor, paths in scene.items()}
+    if len(first) > 1:
+        examples = ", ".join(f"{quoted(name)} as {sensor}" for sensor, name in first.items())
+        return f"No two names in {quoted(root)} are the same but for the sensor ({examples})"
+    example = quoted(next(iter(table.values())).name)
+    return f"No names in {quoted(root)} tell two sensors apart ({example}, ...)"
 
 
 # ---------------------------------------------------------------------------------------------- what they share

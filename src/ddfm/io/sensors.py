@@ -18,7 +18,8 @@ WORDS = {
 }
 ORDER = tuple(WORDS)
 _SENSOR = {word: sensor for sensor, words in WORDS.items() for word in words.split()}
-_LETTERS = {"T": "thermal", "V": "visible", "W": "visible", "Z": "zoom"}  # FLIR's and DJI's, behind a "_"
+# FLIR's and DJI's, behind a "_"; R is radiometric (DJI XT2, FLIR Duo Pro R)
+_LETTERS = {"T": "thermal", "R": "thermal", "V": "visible", "W": "visible", "Z": "zoom"}
 _LAST = re.compile(r"(?P<rest>.+)(?P<mark>[_\-. ])(?P<word>[A-Za-z0-9]+)", re.DOTALL)
 _FIRST = re.compile(r"(?P<word>[A-Za-z0-9]{2,})[_\-. ](?P<rest>.+)", re.DOTALL)
 
