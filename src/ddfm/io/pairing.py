@@ -181,7 +181,7 @@ def _no_pairs(root: Path, table: dict[str, Path], scenes: dict[str, dict[str, li
     """Why nothing in a folder belongs together."""
     first = {sensor: paths[0].name for scene in reversed(scenes.values()) for sensor, paths in scene.items()}
     if len(first) > 1:
-        examples = ", ".join(f"{quoted(name)} as {sensor}" for sensor, name in first.items())
+        examples = ", ".join(f"{quoted(first[sensor])} as {sensor}" for sensor in sensors.ORDER if sensor in first)
         return f"No two names in {quoted(root)} are the same but for the sensor ({examples})"
     example = quoted(next(iter(table.values())).name)
     return f"No names in {quoted(root)} tell two sensors apart ({example}, ...)"
