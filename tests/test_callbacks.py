@@ -4,44 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import fused_with_seed, made_picture
-from diffusers import UNet2DModel
-from diffusers.models.unets.unet_2d import UNet2DOutput
-
-
-class KnownUNet(UNet2DModel):
-    """A network whose noise prediction is a function that the test gives: answer(x_t, t)."""
-
-    def __init__(self, answer, channels=1):
-        super().__init__(
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=(4, 4),
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=2,
-            add_attention=False,
-        )
-        self.answer = answer
-
-    def forward(self, sample, timestep, class_labels=None, return_dict=True):
-        return UNet2DOutput(sample=self.answer(sample, int(timestep)))
-
-
-class Ignore:
-    """A likelihood that leaves the prior's guess as it is: the unconditional chain."""
-
-    steps = 5
-    strength = 1.0
-
-    def start(self, sources, *args, **kwargs):
-        return None
-
-    def initial_estimate(self, state):
-        return state
-
-    def rectify(self, x0, state, *args, **kwargs):
-        return x0, state
 
 
 def noise(*shape, seed=0):

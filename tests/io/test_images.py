@@ -3,8 +3,6 @@
 import errno
 import io
 import os
-import struct
-import zlib
 
 import numpy as np
 import PIL.Image
@@ -37,10 +35,6 @@ def encoded(mode="RGB", format="PNG", size=(20, 15), **options):
     buffer = io.BytesIO()
     PIL.Image.fromarray(values, "RGBA").convert("RGB").convert(mode).save(buffer, format, **options)
     return buffer.getvalue()
-
-
-def chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 @pytest.mark.parametrize(("suffix", "bits"), LOSSLESS)
