@@ -64,9 +64,10 @@ class Salient:
 
     Units are [0, 1]. intensity and gradient weigh the two Laplace terms; residuals below `tolerance` count as noise
     (the Laplace law is rounded there, which also bounds the E-step's weights); eta ties f to k, kappa is how much more
-    the splitting trusts gradients than intensities. contrast "strong" shows
-    deviations and gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and
-    which "thermal" (it adds what is warm), one a source, where that is known. levels are the sources' background levels
+    the splitting trusts gradients than intensities, passes how often it is gone through in a step: after one, a part of
+    the network's smoothing would still be in f where no source is noisy. contrast "strong" shows deviations and
+    gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and which "thermal" (it
+    adds what is warm), one a source, where that is known. levels are the sources' background levels
     where these are not the medians of each image, see `for_volume`.
     """
 
@@ -78,8 +79,9 @@ class Salient:
     tolerance: float = 0.02
     eta: float = 1000.0
     kappa: float = 10.0
+    passes: int = 2
     denoise_sources: bool = True
-    steps: ClassVar[int] = 3
+    steps: ClassVar[int] = 2
     strength: ClassVar[float] = 0.06
 
     def start(self, sources: list[Tensor], denoise: SourceDenoiser | None = None) -> SalientState:
@@ -121,16 +123,17 @@ class Salient:
         return torch.where(state.equal, 0, fused_variance(state.sources, variances, state.b))
 
     def rectify(self, x0: Tensor, state: SalientState, sigma: float = 0.0) -> tuple[Tensor, SalientState]:
-        """One E-step and one M-step, whatever the diffusion's noise `sigma`."""
-        f = (x0 + 1) / 2
-        k = screened_poisson(f, state.u, self.kappa)
-        u = torch.empty_like(f), torch.empty_like(f)
-        for rows in bands(f):  # the rest is local
-            with_next = slice(rows.start, rows.stop + 1)
-            dx, dy = (d[..., : rows.stop - rows.start, :] for d in gradient(k[..., with_next, :]))
-            f[..., rows, :], u[0][..., rows, :], u[1][..., rows, :] = self.m_step(
-                f[..., rows, :], k[..., rows, :], (dx, dy), state.at(rows)
-            )
+        """An E-step and an M-step, `passes` times, whatever the diffusion's noise `sigma`."""
+        f, u = (x0 + 1) / 2, state.u
+        for _ in range(self.passes):
+            k = screened_poisson(f, u, self.kappa)
+            u = torch.empty_like(f), torch.empty_like(f)
+            for rows in bands(f):  # the rest is local
+                with_next = slice(rows.start, rows.stop + 1)
+                dx, dy = (d[..., : rows.stop - rows.start, :] for d in gradient(k[..., with_next, :]))
+                f[..., rows, :], u[0][..., rows, :], u[1][..., rows, :] = self.m_step(
+                    f[..., rows, :], k[..., rows, :], (dx, dy), state.at(rows)
+                )
         return f.mul_(2).sub_(1), replace(state, u=u)
 
     def m_step(

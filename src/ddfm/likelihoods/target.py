@@ -12,7 +12,6 @@ FLAT = 1e-5  # local variance below which an image shows nothing: a grey level
 DIM = 0.1  # light that a sensor has anyway: how far the density of a white pixel reaches
 BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # where brightness begins to be kept; what only a source's own white passes
 EDGE = 0.02  # gradient (root mean square, a pixel) above which the strongest source's is taken instead of b's
-GAIN = 1.2  # the most by which contrast that cancelled is given back
 
 
 def density(s: Tensor) -> Tensor:
@@ -107,27 +106,30 @@ def within_bounds(f: Tensor, sources: list[Tensor], roles: Sequence[str] | None 
     return torch.maximum(bounded, rise.mul_(brightest - KEPT), out=bounded)
 
 
-def strongest_gradient(sources: list[Tensor], b: Tensor, gain: float = 1.0, scale: float = 1.0) -> Gradient:
+def strongest_gradient(sources: list[Tensor], b: Tensor, gain: float = 1.0, scale: float = 1.5) -> Gradient:
     """g: the gradient of the locally strongest source, that of b where none is above EDGE, (B, 1, H, W) each.
 
-    Chosen softly, on squares of energies E_k smoothed over `scale` pixels. The energy of what the others show there
-    and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back as contrast, sqrt(1 + R / |g|^2) but GAIN at
-    most: nothing where one source alone shows something, or all the same.
+    Chosen by region rather than by pixel, nearly hard: weights (E_k / max_j E_j)^4 of the energies E_k smoothed over
+    `scale` pixels. The mean of two unlike gradients has less contrast than either of them, so little is mixed. The
+    energy of what the others show there and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back as
+    contrast, sqrt(1 + R / |g|^2): nothing where one source alone shows something, or all the same, and sqrt(N) at most.
     """
     slopes = [gradient(s) for s in sources]
     energies = [smooth(dx.square() + dy.square(), scale) for dx, dy in slopes]
-    weights = [e.square() for e in energies]
-    total = functools.reduce(torch.add, weights).add_(1e-20)
+    strongest = functools.reduce(torch.maximum, energies).add_(1e-20)
+    weights = [(e / strongest).square_().square_() for e in energies]
+    total = functools.reduce(torch.add, weights).add_(1e-20)  # not 0 where nothing has a gradient
     gx, gy = (
         functools.reduce(torch.add, [w * slope[axis] for w, slope in zip(weights, slopes, strict=True)]) / total
         for axis in (0, 1)
     )
-    del weights
+    del weights, total
     strength = smooth(gx.square() + gy.square(), scale).add_(1e-12)
     left_out = torch.zeros_like(b)
     for e, (dx, dy) in zip(energies, slopes, strict=True):
         left_out += (e - smooth(dx * gx + dy * gy, scale).square_().div_(strength)).clamp_min_(0)
-    back = left_out.div_(strength).add_(1).sqrt_().clamp_max_(GAIN).mul_(gain)
-    share, (bx, by) = EDGE**4 / (total + EDGE**4), gradient(b)
+    back = left_out.div_(strength).add_(1).sqrt_().clamp_max_(len(sources) ** 0.5).mul_(gain)
+    energy = functools.reduce(torch.add, [e.square_() for e in energies])
+    share, (bx, by) = EDGE**4 / energy.add_(EDGE**4), gradient(b)
     back *= 1 - share
     return gx.mul_(back).add_(bx.mul_(share)), gy.mul_(back).add_(by.mul_(share))
