@@ -25,7 +25,7 @@ def test_progress_counts_the_cleaning_of_a_noisy_source(tiny_prior):
     seen = []
     noisy = np.random.default_rng(0).normal(0.5, 0.1, (48, 48)).clip(0.12, 0.88).astype(np.float32)
     tiny_prior([noisy, made_picture(48, 48)], progress=lambda *now: seen.append(now))
-    assert seen[0] == (1, 4) and seen[-1] == (5, 5)  # twice, which the first call does not know yet
+    assert seen[0] == (1, 3) and seen[-1] == (4, 4)  # twice, which the first call does not know yet
 
 
 def test_callback_sees_every_step_and_the_last_latents_are_the_sample(tiny_prior, pair):
