@@ -66,9 +66,9 @@ class Salient:
     (the Laplace law is rounded there, which also bounds the E-step's weights); eta ties f to k, kappa is how much more
     the splitting trusts gradients than intensities, passes how often it is gone through in a step: after one, a part of
     the network's smoothing would still be in f where no source is noisy. contrast "strong" shows deviations and
-    gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and which "thermal" (it
-    adds what is warm), one a source, where that is known. levels are the sources' background levels
-    where these are not the medians of each image, see `for_volume`.
+    gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and which "thermal"
+    (it adds what is warm), one a source, where that is known. levels are the sources' background levels where these
+    are not the medians of each image, see `for_volume`.
     """
 
     contrast: Literal["natural", "strong"] = "natural"
