@@ -1,0 +1,172 @@
+"""What the fusion aims at: superposition, bounds, roles, the strongest gradient."""
+
+from itertools import permutations
+
+import pytest
+import torch
+from likelihoods.made import scenes, uniform
+
+from ddfm.errors import InputError
+from ddfm.likelihoods.operators import (
+    gradient,
+    guided_filter,
+    smooth,
+)
+from ddfm.likelihoods.salient import Salient
+from ddfm.likelihoods.target import fusion_target, strongest_gradient, within_bounds
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_equal_sources_superpose_to_that_source(count):
+    s = scenes(1)[0]
+    torch.testing.assert_close(fusion_target([s] * count), s, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(
+    "statistic", [fusion_target, lambda s: torch.cat(strongest_gradient(s, s[0] * 0))], ids=["b", "g"]
+)
+def test_the_order_of_the_sources_does_not_matter(statistic, count):
+    sources = scenes(count)
+    expected = statistic(sources)
+    for order in permutations(sources):
+        torch.testing.assert_close(statistic(list(order)), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("level", [0.2, 0.4, 0.7])
+def test_what_only_one_source_shows_enters_whole(level):
+    """With its contrast, its edges and its background; a second source is flat, at any level, and so shows nothing."""
+    one = torch.full((1, 1, 64, 64), 0.4)
+    one[..., 20:40, 24:44] = 0.6
+    b = fusion_target([one, torch.full_like(one, level)])
+    torch.testing.assert_close(b, one, atol=0.03, rtol=0)
+
+
+def test_things_that_different_sources_show_in_different_places_all_enter():
+    base = torch.full((1, 1, 64, 128), 0.4)
+    left, right = base.clone(), base.clone()
+    left[..., 24:40, 20:36] = 0.8
+    right[..., 24:40, 92:108] = 0.1
+    b = fusion_target([left, right])
+    expected = base.clone()
+    expected[..., 24:40, 20:36], expected[..., 24:40, 92:108] = 0.8, 0.1
+    torch.testing.assert_close(b, expected, atol=0.01, rtol=0)
+
+
+def test_black_where_all_are_black_and_white_where_all_are_white():
+    sources = scenes(3)
+    for s in sources:
+        s[..., :10, :], s[..., -10:, :] = 0, 1
+    b = fusion_target(sources)
+    assert (b[..., :10, :] == 0).all() and (b[..., -10:, :] == 1).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 33), (1, 1), (2, 3)])
+def test_tiny_pictures_superpose(size):
+    b = fusion_target([uniform(1, 1, *size, seed=s) for s in range(2)])
+    assert b.shape == (1, 1, *size) and (b >= 0).all() and (b <= 1).all()
+
+
+def bounds(*levels):
+    """Where within_bounds keeps f at one pixel of the given levels."""
+    s = [torch.tensor([float(level)]) for level in levels]
+    return tuple(within_bounds(torch.tensor([f]), s).item() for f in (0.0, 1.0))
+
+
+def test_bounds_leave_what_is_between_alone():
+    s = [torch.tensor([0.2, 0.5]), torch.tensor([0.4, 0.5])]
+    assert within_bounds(torch.tensor([0.3, 0.6]), s).tolist() == pytest.approx([0.3, 0.6])
+
+
+def test_black_stays_black_and_white_stays_white():
+    assert bounds(0, 0) == (0, 0)
+    assert bounds(0, 1) == pytest.approx((0.92, 1))
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9, 1.0])
+def test_what_one_source_shows_bright_stays_bright(level):
+    assert bounds(level, 0.1)[0] == pytest.approx(level - 0.08)
+    assert bounds(0.5, 0.6)[0] == 0
+
+
+def test_lights_together_saturate_below_white():
+    """Two bright roads do not burn out; two dim things add as independent lights do."""
+    assert bounds(0.9, 0.9)[1] == pytest.approx(0.97 * (1 - (1 - 0.9 / 0.97) ** 2))
+    assert bounds(0.95, 0.95)[1] < 250 / 255 < bounds(0.99, 0.2)[1]
+    assert bounds(0.1, 0.2)[1] == pytest.approx(0.3, abs=0.03)
+
+
+def test_a_cold_sky_leaves_a_bright_one_bright():
+    """A noon sky in the visible, featureless and cold in the infrared, whose ground is warm."""
+    visible, infrared = torch.full((1, 1, 64, 96), 0.35), torch.full((1, 1, 64, 96), 0.6)
+    visible[..., :30, :], infrared[..., :30, :] = 0.9, 0.1
+    infrared += 0.02 * uniform(1, 1, 64, 96, dtype=torch.float32)
+    model = Salient()
+    f = (model.initial_estimate(model.start([2 * infrared - 1, 2 * visible - 1])) + 1) / 2
+    assert (f[..., :28, :] >= 0.8 - 1e-4).all()
+
+
+def test_with_roles_the_visible_sets_the_brightness_and_the_thermal_adds_what_is_warm():
+    visible, thermal = torch.full((1, 1, 64, 96), 0.5), torch.full((1, 1, 64, 96), 0.4)
+    visible[..., ::7] = 0.4
+    thermal[..., 20:40, 10:30], thermal[..., 20:40, 60:80] = 0.8, 0.1  # a warm and a cold thing
+    b = fusion_target([thermal, visible], ("thermal", "visible"))
+    assert (b - visible)[..., 26:34, 16:24].mean() > 0.1
+    assert (b - visible)[..., 26:34, 66:74].abs().mean() < 0.03
+    assert (b - visible)[..., :10, :].abs().mean() < 0.03
+    swapped = fusion_target([visible, thermal], ("visible", "thermal"))
+    torch.testing.assert_close(swapped, b, atol=1e-6, rtol=0)
+
+
+def test_roles_are_one_a_source():
+    with pytest.raises(InputError, match="There are 3 sources but 2 roles"):
+        Salient(roles=("thermal", "visible")).start([s * 2 - 1 for s in scenes(3)])
+
+
+def test_strong_contrast_is_stronger():
+    sources = [2 * s - 1 for s in scenes(2)]
+    natural, strong = (m.initial_estimate(m.start(sources)) for m in (Salient(), Salient(contrast="strong")))
+    assert strong.std() > 1.03 * natural.std()
+
+
+def test_a_weight_snaps_to_the_edges_of_its_guide():
+    guide = torch.full((1, 1, 64, 64), 0.2)
+    guide[..., 32:] = 0.8
+    blurred = smooth((guide > 0.5).float(), 5.0)
+    sharp = guided_filter(blurred, guide, 20.0)
+    jump = (sharp[..., 33] - sharp[..., 30]).mean()
+    assert jump > 0.8 > 2 * (blurred[..., 33] - blurred[..., 30]).mean()
+
+
+def test_a_weight_is_only_smoothed_where_its_guide_is_flat():
+    weight = uniform(1, 1, 40, 40)
+    torch.testing.assert_close(
+        guided_filter(weight, torch.full_like(weight, 0.5), 6.0), smooth(smooth(weight, 6.0), 6.0), atol=1e-6, rtol=0
+    )
+
+
+def test_a_filtered_constant_stays():
+    torch.testing.assert_close(guided_filter(torch.ones(1, 1, 48, 64), scenes(1)[0], 30.0), torch.ones(1, 1, 48, 64))
+
+
+def test_the_strongest_gradient_of_equal_sources_is_theirs():
+    s = scenes(1)[0]
+    for g, own in zip(strongest_gradient([s, s, s], s), gradient(s), strict=True):
+        torch.testing.assert_close(g, own)
+
+
+def test_the_strongest_gradient_takes_each_structure_from_who_has_it():
+    left, right = torch.full((1, 1, 40, 80), 0.5), torch.full((1, 1, 40, 80), 0.5)
+    left[..., 20:], right[..., 60:] = 0.7, 0.1
+    gx, gy = strongest_gradient([left, right], 0 * left)
+    expected = torch.zeros_like(gx)
+    expected[..., 19], expected[..., 59] = 0.2, -0.4
+    torch.testing.assert_close(gx, expected, atol=1e-3, rtol=0)
+    assert (gy == 0).all()
+
+
+def test_of_two_edges_in_one_place_the_stronger_wins():
+    weak, strong = torch.zeros(1, 1, 20, 20), torch.zeros(1, 1, 20, 20)
+    weak[..., 10:], strong[..., 10:, :] = 0.1, 0.5
+    gx, gy = strongest_gradient([weak, strong], 0 * weak)
+    assert gy[..., 9, 10].item() == pytest.approx(0.5, abs=0.01) and gx[..., 9, 9].abs().item() < 0.01
