@@ -80,7 +80,7 @@ def batch(
     cluster = {"address": address, "concurrency": concurrency, "num_cpus": num_cpus, "num_gpus": num_gpus}
     if engine == "ray":
         if dry_run:
-            raise InputError("--dry-run lists the pairs on this machine: leave --engine ray away for it.")
+            raise InputError("--dry-run lists the pairs on this machine: drop --engine ray for it.")
         _on_cluster(pairs, output, metrics, options | cluster)
         return
     if engine != "local":

@@ -24,7 +24,7 @@ Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs,
 Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything here.")]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report here.")]
-PerImage = Annotated[bool, typer.Option("--per-image", help="A row an image too.")]
+PerImage = Annotated[bool, typer.Option("--per-image", help="One row per image as well.")]
 
 
 def _reports(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":

@@ -172,9 +172,7 @@ def _reading_from(values: dict[str, Any]) -> Reading:
     """Raises InputError."""
     rig, assume = values.pop("rig"), values.pop("assume_aligned")
     if assume and values["align"] not in (None, "skip"):
-        raise InputError(
-            f"--assume-aligned estimates nothing and --align {values['align']} does; leave one of them away."
-        )
+        raise InputError(f"--assume-aligned estimates nothing and --align {values['align']} does; drop one of them.")
     texts = {name: str(value) for name, value in values.items() if value is not None}
     with naming({"value_range": "--range"}):
         reading = Reading.from_strings(texts | ({"align": "skip"} if assume else {}))

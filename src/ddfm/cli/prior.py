@@ -62,14 +62,14 @@ def prior_export(
 @app.command("train")
 def prior_train(
     data: Annotated[Path, typer.Argument(help="A folder of folders of images.")],
-    run: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; an existing one is gone on with.")],
+    run: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if it exists.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 8000,
     initial: Annotated[str | None, typer.Option(help="A prior of this architecture to start from.")] = None,
     device: Device = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train the embedded prior, or go on with a run."""
+    """Train the embedded prior, or resume a run."""
     import torch
 
     from ddfm.prior import usable_device

@@ -40,7 +40,7 @@ def decode(data: bytes, name: str) -> Volume:
     _check_size(shape, name)
     dtype = header.get_data_dtype()
     if dtype.kind not in "uif":
-        raise InputError(f"{name} holds {dtype} values; save it as numbers, one a voxel.")
+        raise InputError(f"{name} holds {dtype} values; save it as one number per voxel.")
     offset = header.get_data_offset()
     if not 0 <= offset <= MAX_OFFSET:
         raise InputError(f"{name} claims that its voxels begin at byte {offset}; save it again.")

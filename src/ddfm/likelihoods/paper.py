@@ -32,7 +32,7 @@ class LaplaceState:
 def two_sources(sources: list[Tensor], name: str) -> tuple[Tensor, Tensor]:
     """[infrared, visible], or InputError: the paper's model is written for a pair."""
     if len(sources) != 2:
-        raise InputError(f"likelihood {name!r} fuses two sources, not {len(sources)}: choose another likelihood")
+        raise InputError(f"The likelihood {name!r} fuses two sources, not {len(sources)}; choose another.")
     return sources[0], sources[1]
 
 

@@ -99,7 +99,7 @@ def pull(
     Raises:
         InputError: an unknown name, no connection, another file than the published one (it is deleted), no room on
             the disk, or another pull of the same prior at work.
-        KeyboardInterrupt: on Ctrl-C, after a line on standard error that says how to go on.
+        KeyboardInterrupt: on Ctrl-C, after a line on standard error that says how to resume.
     """
     if name not in PUBLISHED:
         raise InputError(f"There is no published prior {name!r}; there is {', '.join(PUBLISHED)}.")
@@ -129,7 +129,7 @@ def pull(
         have = part.stat().st_size if part.exists() else item.size
         Console(stderr=True).print(
             f"Stopped with {have / 1e6:,.1f} of {item.size / 1e6:,.1f} MB kept in {quoted(work)}; "
-            f"`ddfm prior pull {name}` goes on from there.",
+            f"`ddfm prior pull {name}` resumes from there.",
             soft_wrap=True,
             markup=False,
         )
@@ -202,7 +202,7 @@ def _download(url: str, item: Published, part: Path, bar: Progress) -> None:
 
 
 def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> None:
-    """One connection: appends to `part` if the server can go on from there with the same file, else starts anew."""
+    """One connection: appends to `part` if the server can resume from there with the same file, else starts anew."""
     validator = part.with_suffix(".validator")  # what the server called the version that `part` is of
     have = part.stat().st_size if part.exists() else 0
     if have == item.size:
@@ -232,7 +232,7 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
                 raise _wrong_size(url, item, part, length)
             have = 0
             tag = response.headers.get("ETag") or ""
-            if not tag or tag.startswith("W/"):  # a weak tag may not be used to go on
+            if not tag or tag.startswith("W/"):  # a weak tag may not be used to resume
                 tag = response.headers.get("Last-Modified") or ""
             part.unlink(missing_ok=True)
             validator.unlink(missing_ok=True)

@@ -33,7 +33,7 @@ def save_prior(unet: Unet, scheduler: DDPMScheduler, folder: Path) -> Path:
 def claim_run(run: Path, data: Path, overwrite: bool) -> None:
     """Make a training run's folder, if what the run writes there replaces neither its images nor somebody's files.
 
-    A folder with a `checkpoint.pt` is an earlier run's, to go on with.
+    A folder with a `checkpoint.pt` is an earlier run's, to be resumed.
 
     Raises:
         InputError: as `Outputs` does.

@@ -42,7 +42,7 @@ ASIDE = 3.0  # steps from the finding at which either half starts: from there it
 SEARCH = 0.05  # the grid reaches shifts of this part of the longest side, 3.4 degrees, 6 %
 PLAUSIBLE = np.array([0.06, 0.06, 0.035, 0.03, 0.02, 0.02])  # of the parameters of `_matrix`; beyond, the score falls
 INFORMATION = 2.0  # weight of the mutual information (as part of the fixed image's entropy) against the contours'
-STARTS = 7  # of the grid that are gone on with, beside the pair as it is
+STARTS = 7  # of the grid that are refined, beside the pair as it is
 AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
 LIMIT = 0.15  # a corner displaced by more than this part of the longest side is no misregistration but a mistake
 AGREEMENT = 0.01  # how far, as part of the longest side, the estimates from two halves may differ at a corner
@@ -129,11 +129,11 @@ def warp(moving: np.ndarray, alignment: Alignment) -> np.ndarray:
     return result
 
 
-def _warp(picture: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
+def _warp(image: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
     """image at `matrix` applied to the pixels of an image of this shape; its edge is repeated where it ends."""
     flags = interpolation | cv2.WARP_INVERSE_MAP
-    picture = np.ascontiguousarray(picture, np.float32)
-    return cv2.warpAffine(picture, matrix[:2], shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    image = np.ascontiguousarray(image, np.float32)
+    return cv2.warpAffine(image, matrix[:2], shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _corners(shape: tuple[int, ...]) -> np.ndarray:
@@ -156,7 +156,7 @@ def _matrix(p: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return np.column_stack([linear, centre + np.array([x, y]) - linear @ centre])
 
 
-def _map(picture: np.ndarray, scale: float) -> np.ndarray:
+def _map(image: np.ndarray, scale: float) -> np.ndarray:
     """(H, W, 4) float32 at one scale: position between 0 and BINS - 1 of a histogram, and the contours.
 
     The contours are m/sqrt(2), m cos 2a, m sin 2a for a gradient of strength m and direction a (so that neither the
@@ -165,11 +165,11 @@ def _map(picture: np.ndarray, scale: float) -> np.ndarray:
     Sensing Image Registration (2019), which are linear in these three for a cos^2 response to direction.
     """
     if scale < 1:
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    picture = cv2.GaussianBlur(picture, (0, 0), BLUR)
-    low, high = np.quantile(picture, [0.001, 0.999])
-    level = np.clip((picture - low) / max(high - low, 1e-6), 0, 1).astype(np.float32) * (BINS - 1)
-    dx, dy = (cv2.Sobel(picture, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    image = cv2.GaussianBlur(image, (0, 0), BLUR)
+    low, high = np.quantile(image, [0.001, 0.999])
+    level = np.clip((image - low) / max(high - low, 1e-6), 0, 1).astype(np.float32) * (BINS - 1)
+    dx, dy = (cv2.Sobel(image, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
     strength = np.maximum(np.hypot(dx, dy), 1e-6)
     contours = np.dstack([strength / np.sqrt(2), (dx * dx - dy * dy) / strength, 2 * dx * dy / strength])
     contours = cv2.GaussianBlur(contours.astype(np.float32), (0, 0), GATHER)

@@ -109,7 +109,7 @@ def _claim(todo: list[Pair], out: Path, inputs: list[Any], resume: bool, overwri
     if os.path.lexists(manifest) and not overwrite:
         if not resume:
             raise InputError(
-                f"{images.quoted(out)} has the results of an earlier run: go on with it (--resume), replace them "
+                f"{images.quoted(out)} has the results of an earlier run: resume it (--resume), replace them "
                 "(--overwrite), or choose another folder."
             )
         if not is_manifest(manifest):

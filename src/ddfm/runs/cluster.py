@@ -53,7 +53,7 @@ MANIFEST = "manifest.parquet"
 ROWS = 16  # pairs a task: what is verified again where a worker dies
 SHOWN = 100  # failures that the driver keeps; the manifest has all
 
-# What comes out of `FuseBatch`, a row a pair.
+# What comes out of `FuseBatch`, one row per pair.
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -278,7 +278,7 @@ def batch_on_cluster(
     )
     if not (resume or overwrite) and _exists(f"{out}/{RECORDS}"):
         raise InputError(
-            f"{images.quoted(out)} has the results of an earlier run: go on with it (--resume), replace them "
+            f"{images.quoted(out)} has the results of an earlier run: resume it (--resume), replace them "
             "(--overwrite), or choose another folder."
         )
     _start(address)
