@@ -1,5 +1,6 @@
 """The HTTP API against the real application: what it answers, what it refuses, and what it leaves behind."""
 
+import gzip
 import io
 import json
 import random
@@ -157,6 +158,32 @@ def test_a_job_from_upload_to_removal(client):
     problem(client.get(at), 404)
 
 
+def test_volumes_go_in_and_out_as_nifti(client):
+    nibabel = pytest.importorskip("nibabel", reason="needs ddfm[medical]")
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    rng = np.random.default_rng(0)
+    volumes = [nibabel.Nifti1Image(rng.random((24, 20, 3), np.float32), affine).to_bytes() for _ in range(2)]
+    files = sources(*volumes, names=("mri.nii", "pet.nii"))
+    job = wait_for(client, client.post("/v1/jobs", files=files).json()["id"], "done")
+    assert job["slices"] == 3 and set(job["formats"]) <= {"application/x-nifti", "application/dicom"}
+    fused = client.get(f"/v1/jobs/{job['id']}/result", headers={"Accept": "application/x-nifti"})
+    assert fused.headers["content-type"] == "application/x-nifti"
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(fused.content))
+    assert image.shape == (24, 20, 3)
+    np.testing.assert_allclose(image.affine, affine)
+    assert client.get(f"/v1/jobs/{job['id']}/layers/fused?slice=2").content.startswith(b"\x89PNG")
+    problem(client.get(f"/v1/jobs/{job['id']}/layers/fused?slice=3"), 404)
+    problem(client.get(f"/v1/jobs/{job['id']}/result", headers={"Accept": "image/png"}), 406)
+    problem(client.post("/v1/jobs", files=files, data={"palette": "hot"}), 422)
+
+
+def test_a_worker_for_each_device(tiny_prior, gate):
+    with TestClient(create_app([tiny_prior, tiny_prior]), base_url=BASE) as client:
+        jobs = [client.post("/v1/jobs", files=FORM).json()["id"] for _ in range(2)]
+        for job in jobs:
+            wait_for(client, job, "running")
+
+
 def test_cancel_stops_the_loop(client, gate):
     job = client.post("/v1/jobs", files=FORM).json()["id"]
     wait_for(client, job, "running")
@@ -307,6 +334,16 @@ def test_token_origin_and_host(tiny_prior):
         problem(client.get("/v1/about", headers=allowed | {"Origin": "https://example.org"}), 403)
         problem(client.get("/healthz", headers={"Host": "example.org:8000"}), 403)
         assert "access-control-allow-origin" not in client.get("/healthz").headers
+
+
+def test_pages_of_an_origin_that_was_asked_for(tiny_prior):
+    origin = {"Origin": "https://example.org"}
+    with TestClient(create_app(tiny_prior, token="secret", origins=[origin["Origin"]]), base_url=BASE) as client:
+        asked = origin | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        assert client.options("/v1/fuse", headers=asked).status_code == 200
+        answer = client.get("/v1/about", headers=origin | {"Authorization": "Bearer secret"})
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin["Origin"]
+        problem(client.get("/v1/about", headers={"Origin": "https://example.com"}), 403)
 
 
 def test_preview_shows_sources_of_different_sizes(client):
