@@ -188,6 +188,21 @@ def test_cancel(page, monkeypatch):
     page.wait_for_selector("#fuse:not([hidden])")
 
 
+def test_the_token_is_asked_for(browser, serving, tiny_prior):
+    with serving(tiny_prior, token="secret") as address:
+        page = browser.new_page()
+        page.goto(address)
+        for token in ("wrong", "secret"):
+            page.wait_for_selector("#ask[open]")
+            assert page.is_visible("#wrong") == (token == "secret")
+            page.fill("#token", token)
+            page.keyboard.press("Enter")
+        page.wait_for_selector("#examples button")
+        give(page, (40, 50), (40, 50))
+        fuse(page)
+        page.close()
+
+
 def test_keyboard_only(page):
     """From an example to the download without looking for the focus, which is never lost."""
 

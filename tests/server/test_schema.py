@@ -6,13 +6,19 @@ for package in ("fastapi", "python_multipart", "prometheus_client", "uvicorn"):
     pytest.importorskip(package, reason="needs ddfm[server]")
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 pytestmark = pytest.mark.slow
 # Excluded below: that whatever fits the schema is accepted. What a file holds, such as its size, no schema says.
 PHASES = [Phase.explicit, Phase.reuse, Phase.generate]  # shrinking would take minutes and the first case says enough
+
+
+def _is_sent_as_one(field):
+    """A form cannot tell a list of one value from that value, nor an empty one from none."""
+    name, value = field
+    return name != "sources" and isinstance(value, list) and len(value) < 2
 
 
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
@@ -25,6 +31,7 @@ def test_what_is_answered_is_what_is_documented(address, mode):
         @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
         def check(case):
             nonlocal tried
+            assume(not (isinstance(case.body, dict) and any(map(_is_sent_as_one, case.body.items()))))
             tried += 1
             case.call_and_validate(excluded_checks=[positive_data_acceptance])
 

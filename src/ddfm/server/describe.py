@@ -186,7 +186,7 @@ def _json_type(field: dict[str, Any]) -> dict[str, Any]:
     if field["kind"] == "choice":
         return {"type": "string", "enum": [choice["value"] for choice in field["choices"]]}
     if field["kind"] == "integer":
-        return {"type": "integer", "minimum": field["minimum"] or 0, "maximum": 2**31 - 1}
+        return {"type": "integer", "minimum": field["minimum"] or 0, "maximum": 2**63 - 1}
     if field["kind"] == "share":
         return {"type": "number", "minimum": 0, "maximum": 1}
     if field["kind"] == "number":

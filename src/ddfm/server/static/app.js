@@ -12,6 +12,7 @@ class Lost extends Error { message = "The server cannot be reached; check that i
 async function call(address, options = {}) {
   const answer = await fetch(address, { ...options, headers: { ...headers(), ...options.headers } }).catch(() => { throw new Lost(); });
   if (answer.status === 401 && !$("ask").open) {
+    $("wrong").hidden = !sessionStorage.token;
     $("ask").showModal();
     await new Promise((resolve) => $("ask").addEventListener("close", resolve, { once: true }));
     sessionStorage.token = $("token").value;
@@ -30,6 +31,12 @@ const attempt = (work) => async (...given) => {
   }
 };
 const say = (text) => { $("said").textContent = text; };
+// What was assumed about the sources and done to them: open where it is short.
+function tell(findings) {
+  $("findings").hidden = !findings.length;
+  $("findings").open = findings.join(" ").length < 250;
+  $("findings").lastChild.replaceChildren(...findings.map((finding) => element("li", "", finding)));
+}
 // Where what had the keyboard's focus is gone.
 const refocus = (id) => { if (!document.activeElement?.offsetParent) $(id).focus({ preventScroll: true }); };
 const wait = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
@@ -113,7 +120,8 @@ async function preview() {
   viewer.sources = shown.sources.map((source) => ({ ...source, url: source.image }));
   viewer.fused = viewer.uncertainty = null;
   viewer.against = 0;
-  say(files.length < 2 && viewer.sources.length < 2 ? "Add a second image of the same scene." : shown.findings.join(" "));
+  say(files.length < 2 && viewer.sources.length < 2 ? "Add a second image of the same scene." : "");
+  tell(shown.findings);
   show();
   refocus(viewer.sources.length < 2 ? "add" : "fuse");
   await setMode("sides");
@@ -271,7 +279,8 @@ async function result() {
   $("fuse").textContent = "Fuse again";
   $("fuse").className = "quiet";
   $("tuning").open = false; // the measures move up; what was set is one click away
-  say([`Fused in ${job.seconds.toFixed(1)} s.`, ...job.findings].join(" "));
+  say(`Fused in ${job.seconds.toFixed(1)} s.`);
+  tell(job.findings);
   await layers(Boolean(job.slices)); // of images, those of the preview are the same
   await setMode("result");
   $("stage").scrollIntoView({ block: "nearest" });
