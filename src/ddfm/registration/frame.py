@@ -17,7 +17,7 @@ from ddfm.registration.transform import Registration, resize
 
 Align = Literal["auto", "force", "skip"]
 Framed = tuple[list[Image], list[str], list[Registration | None]]
-LEVEL_FEATHER = 0.2  # of the shorter side of the frame
+DETAIL_FEATHER, LEVEL_FEATHER = 0.1, 0.2  # of the shorter side of the frame
 CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
 
 
@@ -35,8 +35,8 @@ def to_frame(
 ) -> Framed:
     """The sources on the grid of `sources[frame]`, a sentence for each that was moved, and where each lay.
 
-    A source that covers less of the scene fades out at its border into what the frame shows there, so that beyond it
-    the frame's own image remains and no seam is seen.
+    A source that covers less of the scene goes on beyond its border; `with_frame_beyond` then gives the fusion the
+    frame's own image there, so that no seam is seen.
 
     Args:
         sources: Images, not volumes; the frame's own stays as it is.
@@ -63,7 +63,7 @@ def to_frame(
     for source, place in zip(sources, found, strict=True):
         pixels = source.pixels if place is None else place.warp(source.pixels)
         if place is not None and not crop:
-            pixels = _faded(pixels, target.pixels, place)
+            pixels = _continued(pixels, target.pixels, place)
         moved.append(source if place is None and not crop else replace(source, pixels=pixels[area]))
     if crop:
         height, width = moved[frame].pixels.shape[:2]
@@ -104,23 +104,50 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     return found
 
 
-def _faded(pixels: np.ndarray, target: np.ndarray, place: Registration) -> np.ndarray:
-    """pixels where they are covered, and beyond what the frame shows: sources that are equal are fused to themselves.
+def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Registration | None]) -> np.ndarray:
+    """The fused image, (H, W) or (H, W, 3), and where none but the frame has data the frame's own image.
 
-    Details change over a few pixels, levels over a fifth of the frame (two bands of Burt & Adelson, "A multiresolution
-    spline", 1983): a sky that is dark in one of them and bright in the other would else end in a line.
+    Details change over a tenth of the frame, levels over a fifth (two bands of Burt & Adelson, "A multiresolution
+    spline", 1983): a sky that is dark in one of them and bright in the other would else end in a line. That is done to
+    the result because a fusion is not linear: of sources that fade it makes a rim.
+
+    Args:
+        fused, frame: The fusion and the image of the source that is the frame, in [0, 1]; what is cropped
+            stays as it is.
+        places: Where each source lies, None of the frame and of those that lie on it.
+    """
+    others = [place for place in places if place is not None]
+    if len(others) < len(places) - 1 or any(p.inside.all() or p.fixed_shape != fused.shape[:2] for p in others):
+        return fused
+    detail, level = (np.max([p.fading(feather) for p in others], axis=0) for feather in (DETAIL_FEATHER, LEVEL_FEATHER))
+    if frame.ndim > fused.ndim:
+        frame = luma(frame)
+    elif frame.ndim < fused.ndim:
+        frame = np.repeat(frame[..., None], 3, axis=-1)
+    if fused.ndim == 3:
+        detail, level = detail[..., None], level[..., None]
+    sigma = LEVEL_FEATHER / 4 * min(fused.shape[:2])
+    own, others_own = (cv2.GaussianBlur(np.ascontiguousarray(x, np.float32), (0, 0), sigma) for x in (fused, frame))
+    mixed = detail * (fused - own) + (1 - detail) * (frame - others_own) + level * own + (1 - level) * others_own
+    return np.clip(mixed, 0, 1).astype(np.float32)
+
+
+def _continued(pixels: np.ndarray, target: np.ndarray, place: Registration) -> np.ndarray:
+    """pixels, which go on as they end where the source has no data, and more and more as the frame does.
+
+    So nothing ends at the border that the fusion could make an edge of, and far from it equal sources change nothing.
     """
     if place.inside.all():
         return pixels
     if not (place.coverage > 0.5).any():
         raise InputError("One of the sources covers none of the frame; nothing can be fused.")
-    shown, detail, level = luma(target), place.coverage, place.fading(LEVEL_FEATHER)
+    beyond = cv2.distanceTransform((~place.inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    share = np.clip(beyond / (LEVEL_FEATHER * min(target.shape[:2])), 0, 1)
+    share, shown = share * share * (3 - 2 * share), luma(target)
     if pixels.ndim == 3:
-        shown, detail, level = (np.repeat(x[..., None], 3, axis=-1) for x in (shown, detail, level))
-    sigma = LEVEL_FEATHER / 4 * min(target.shape[:2])
-    own, others = (cv2.GaussianBlur(np.ascontiguousarray(x, np.float32), (0, 0), sigma) for x in (pixels, shown))
-    faded = detail * (pixels - own) + (1 - detail) * (shown - others) + level * own + (1 - level) * others
-    return np.clip(faded, 0, 1).astype(np.float32)
+        share, shown = share[..., None], shown[..., None]
+    mixed: np.ndarray = (pixels + share * (shown - pixels)).astype(np.float32)
+    return mixed
 
 
 def _common(places: Sequence[Registration | None], shape: tuple[int, ...]) -> tuple[slice, slice]:

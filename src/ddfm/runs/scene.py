@@ -286,7 +286,13 @@ def fuse_images(
     Returns (B, H, W), or (B, H, W, 3) if any is coloured. Raises InputError as the pipeline does.
     """
     sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
-    return _call(pipe, [list(images) for images in sensors], generators, settings, progress)
+    fused = _call(pipe, [list(images) for images in sensors], generators, settings, progress)
+    for k, scene in enumerate(scenes):
+        if any(scene.registrations):
+            from ddfm.registration import with_frame_beyond
+
+            fused[k] = with_frame_beyond(fused[k], scene.sources[scene.frame].pixels, scene.registrations)
+    return fused
 
 
 def _call(
