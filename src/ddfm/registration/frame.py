@@ -129,7 +129,8 @@ def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Reg
     sigma = LEVEL_FEATHER / 4 * min(fused.shape[:2])
     own, others_own = (cv2.GaussianBlur(np.ascontiguousarray(x, np.float32), (0, 0), sigma) for x in (fused, frame))
     mixed = detail * (fused - own) + (1 - detail) * (frame - others_own) + level * own + (1 - level) * others_own
-    return np.clip(mixed, 0, 1).astype(np.float32)
+    result: np.ndarray = np.clip(mixed, 0, 1).astype(np.float32)
+    return result
 
 
 def _continued(pixels: np.ndarray, target: np.ndarray, place: Registration) -> np.ndarray:
