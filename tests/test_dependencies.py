@@ -12,7 +12,7 @@ SHIPPED_WITH = {
     "anyio": "fastapi",
     "pydantic": "fastapi",
     "starlette": "fastapi",
-}  # what cannot be there without another
+}  # come with it
 
 
 def imported() -> set[str]:
