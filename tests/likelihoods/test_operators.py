@@ -8,28 +8,12 @@ import torch
 from likelihoods.made import texture, uniform
 
 from ddfm.likelihoods.operators import (
-    dct,
     gradient,
     gradient_adjoint,
-    idct,
     laplacian_spectrum,
     screened_poisson,
     smooth,
 )
-
-SIZES = [1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 100]
-
-
-@pytest.mark.parametrize("n", SIZES)
-def test_dct_is_scipys(n):
-    x = uniform(2, 1, 3, n)
-    np.testing.assert_allclose(dct(x), scipy.fft.dct(x.numpy(), type=2), atol=1e-6 * n)
-
-
-@pytest.mark.parametrize("n", SIZES)
-def test_idct_is_scipys(n):
-    c = uniform(2, 1, 3, n)
-    np.testing.assert_allclose(idct(c), scipy.fft.idct(c.numpy(), type=2), atol=1e-7)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 3), (5, 4), (16, 17)])
@@ -49,7 +33,8 @@ def test_gradient_is_the_forward_difference_and_nothing_across_the_border():
 def test_the_spectrum_is_that_of_the_laplacian(size):
     x = uniform(1, 1, *size)
     along_y, along_x = laplacian_spectrum(x)
-    through_dct = idct(idct((dct(dct(x).mT).mT * (along_y + along_x)).mT).mT)
+    spectrum = scipy.fft.dctn(x.numpy(), axes=(-2, -1)) * (along_y + along_x).numpy()
+    through_dct = torch.from_numpy(scipy.fft.idctn(spectrum, axes=(-2, -1)))
     torch.testing.assert_close(through_dct, gradient_adjoint(gradient(x)), atol=1e-6, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Operators that the likelihoods share: differences, their spectrum, screened Poisson, DCT, blur, guided filter.
+"""Operators that the likelihoods share: differences, their spectrum, screened Poisson, blur, guided filter.
 
 Images are (B, C, H, W) tensors. Boundaries are reflecting (Neumann) unless `periodic`, which is what a plain FFT
 implies and what the paper and its released code use.
@@ -7,7 +7,9 @@ implies and what the paper and its released code use.
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import scipy.fft
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,27 +39,6 @@ def gradient_adjoint(u: Gradient, periodic: bool = False) -> Tensor:
     return out
 
 
-def _phase(n: int, device: torch.device) -> Tensor:
-    return torch.exp(-0.5j * torch.pi / n * torch.arange(n, device=device))
-
-
-def dct(x: Tensor) -> Tensor:
-    """DCT-II along the last dimension, by one FFT of the same length (Makhoul, 1980)."""
-    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
-    out: Tensor = 2 * (torch.fft.fft(v) * _phase(x.shape[-1], x.device)).real
-    return out
-
-
-def idct(c: Tensor) -> Tensor:
-    """The inverse of `dct`."""
-    n = c.shape[-1]
-    mirrored = F.pad(c.flip(-1)[..., :-1], (1, 0))
-    v = torch.fft.ifft(torch.complex(c, -mirrored) * _phase(n, c.device).conj()).real / 2
-    x = torch.empty_like(c)
-    x[..., ::2], x[..., 1::2] = v[..., : (n + 1) // 2], v.flip(-1)[..., : n // 2]
-    return x
-
-
 def bands(like: Tensor) -> Iterator[slice]:
     """Rows of (..., H, W), some at a time: work that looks at one row alone needs no second image in memory."""
     height, rows = like.shape[-2], max(1, BAND // like[..., :1, :].numel())
@@ -74,7 +55,7 @@ def _in_place(transform: Callable[[Tensor], Tensor], x: Tensor) -> None:
 def laplacian_spectrum(like: Tensor, periodic: bool = False) -> tuple[Tensor, Tensor]:
     """Eigenvalues of grad^T grad along each dimension, (H, 1) and (1, W), to be added: 2 - 2 cos w.
 
-    For `dct` along both dimensions, or if periodic for `rfft2`, where the second is (1, W // 2 + 1).
+    For a DCT-II along both dimensions, or if periodic for `rfft2`, where the second is (1, W // 2 + 1).
     """
     (h, w), device = like.shape[-2:], like.device
     if periodic:
@@ -93,13 +74,11 @@ def screened_poisson(x: Tensor, u: Gradient, kappa: float = 1.0, periodic: bool 
         spectrum = torch.fft.rfft2(k) / (1 + kappa * (along_y + along_x))
         periodic_k: Tensor = torch.fft.irfft2(spectrum, s=x.shape[-2:])
         return periodic_k
-    _in_place(dct, k)
-    _in_place(dct, k.mT)
-    for rows in bands(k):
-        k[..., rows, :] /= 1 + kappa * (along_y[rows] + along_x)
-    _in_place(idct, k.mT)
-    _in_place(idct, k)
-    return k
+    how: dict[str, Any] = {"axes": (-2, -1), "overwrite_x": True, "workers": torch.get_num_threads()}
+    spectrum = torch.from_numpy(scipy.fft.dctn(k.cpu().numpy(), **how)).to(x.device)
+    for rows in bands(spectrum):
+        spectrum[..., rows, :] /= 1 + kappa * (along_y[rows] + along_x)
+    return torch.from_numpy(scipy.fft.idctn(spectrum.cpu().numpy(), **how)).to(x.device)
 
 
 def smooth(x: Tensor, sigma: float) -> Tensor:

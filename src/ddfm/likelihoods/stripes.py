@@ -1,10 +1,9 @@
 """Stripes of an infrared sensor, one offset a column or a row: measured by their whiteness, removed as offsets."""
 
 import numpy as np
+import scipy.fft
 import torch
 from torch import Tensor
-
-from ddfm.likelihoods.operators import dct, idct
 
 BANDS = 4  # of rows; what they share is a stripe, what they do not is the scene
 FAINTEST = 1 / 255  # std below which offsets are left alone; clean images have less (measured)
@@ -42,7 +41,9 @@ def column_offsets(image: Tensor) -> Tensor:
     q = (two - one).clamp_min(0.01 * v)
     profile = torch.cat([image.new_zeros(1), _steps(image).cumsum(0)])
     roughness = 2 - 2 * torch.cos(torch.pi / width * torch.arange(width, device=image.device))
-    return idct(dct((profile - profile.mean())[None]) * (v * roughness / (v * roughness + q)))[0]
+    gain = (v * roughness / (v * roughness + q)).cpu().numpy()
+    offsets = scipy.fft.idct(scipy.fft.dct((profile - profile.mean()).cpu().numpy()) * gain)
+    return torch.from_numpy(offsets).to(image)
 
 
 def _steps(image: Tensor) -> Tensor:
