@@ -1,10 +1,11 @@
-"""The application on loopback, for clients that need a real server."""
+"""The application: in this process, and on loopback for clients that need a real server."""
 
 import contextlib
 import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 
 
@@ -39,3 +40,33 @@ def _serving(pipe, **options):
     yield f"http://127.0.0.1:{port}/"
     server.should_exit = True
     thread.join(10)
+
+
+@pytest.fixture
+def client(tiny_prior):
+    from fastapi.testclient import TestClient
+    from server.forms import BASE
+
+    from ddfm.server import create_app
+
+    with TestClient(create_app(tiny_prior), base_url=BASE) as client:
+        yield client
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Fusions that go on, evaluation by evaluation, until the gate is set."""
+    from ddfm.server import worker
+
+    gate = threading.Event()
+
+    def slow(pipe, scenes, settings, progress):
+        for k in range(1, 1001):
+            progress(float(k), 1000)
+            if gate.wait(0.01):
+                break
+        return np.stack([scene.sources[0].pixels for scene in scenes]), None
+
+    monkeypatch.setattr(worker, "fuse_scenes", slow)
+    yield gate
+    gate.set()
