@@ -44,7 +44,7 @@ def in_one_frame(
     if frame not in (None, 0, 1):
         raise InputError("The frame of a camera's own file is first (temperatures) or second (photo).")
     heat, photo = sources
-    said = list[str]()
+    said: list[str] = []
     if frame is None:
         heat, matrix, said = _enlarged(heat, matrix, photo)
     moving, fixed = (heat, photo) if frame == 1 else (photo, heat)
@@ -52,11 +52,11 @@ def in_one_frame(
         matrix = np.linalg.inv(matrix)
     place = from_matrix(matrix, moving.pixels.shape, fixed.pixels.shape)
     place = _refined(place, moving.pixels, fixed.pixels, align)
-    (framed, findings, found) = to_frame([heat, photo], frame or 0, rig=place, crop=crop)
+    framed, findings, found = to_frame([heat, photo], frame or 0, rig=place, crop=crop)
     if frame != 1:
         framed[1] = replace(framed[1], pixels=detail(framed[1].pixels, float(np.median(framed[0].pixels))))
-        said.append("Brightness is temperature; the photo lends its detail and its colours.")
-    return (framed, [*findings, *said], found), frame or 0
+        findings.append("Brightness is temperature; the photo lends its detail and its colours.")
+    return (framed, [*said, *findings], found), frame or 0
 
 
 def detail(photo: np.ndarray, level: float) -> np.ndarray:
