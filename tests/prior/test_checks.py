@@ -204,10 +204,14 @@ def test_what_is_in_the_way_is_left_there(tmp_path):
 class Dribbling:
     """A response whose bytes come one by one, each after what the clock says are twenty seconds."""
 
-    status = 200
+    status_code = 200
 
     def __init__(self, clock):
         self.clock, self.headers, self.sent = clock, {"Content-Length": "1000000"}, 0
+        self.raw = self
+
+    def raise_for_status(self):
+        pass
 
     def __enter__(self):
         return self
@@ -224,12 +228,12 @@ class Dribbling:
 def test_a_server_that_dribbles_is_given_up(tmp_path, monkeypatch):
     clock, responses = [0.0], []
 
-    def answer(request, timeout):
+    def answer(url, headers, stream, timeout):
         responses.append(Dribbling(clock))
         return responses[-1]
 
     monkeypatch.setitem(PUBLISHED, "tiny", Published("http://localhost/x.pt", 1_000_000, "0" * 64))
-    monkeypatch.setattr(ddfm.prior.download.urllib.request, "urlopen", answer)
+    monkeypatch.setattr(ddfm.prior.download.requests, "get", answer)
     monkeypatch.setattr(ddfm.prior.download.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(ddfm.prior.download, "BACKOFF", 0)
     refused(lambda: pull("tiny", tmp_path, progress=False), "bytes a second", "pull again")
@@ -238,7 +242,7 @@ def test_a_server_that_dribbles_is_given_up(tmp_path, monkeypatch):
 
 def test_a_server_that_dribbles_its_headers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setitem(PUBLISHED, "tiny", Published("http://localhost/x.pt", 1_000_000, "0" * 64))
-    monkeypatch.setattr(ddfm.prior.download.urllib.request, "urlopen", lambda *args, **kwargs: time.sleep(2))
+    monkeypatch.setattr(ddfm.prior.download.requests, "get", lambda *args, **kwargs: time.sleep(2))
     monkeypatch.setattr(ddfm.prior.download, "PATIENCE", 0.01)
     monkeypatch.setattr(ddfm.prior.download, "BACKOFF", 0)
     refused(lambda: pull("tiny", tmp_path, progress=False), "nothing arrived", "pull again")
