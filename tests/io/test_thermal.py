@@ -98,6 +98,8 @@ def test_a_black_border_of_the_photo_is_left_out_but_not_a_night(tmp_path, camer
     camera.optical[20:60, ::12] = 128
     (_, photo), _ = thermal.read_sources(tmp_path / "a.jpg")
     assert photo.pixels.shape == (120, 160, 3) and not photo.findings
+    camera.optical[:], camera.optical[50] = 0, 255
+    assert thermal.read_sources(tmp_path / "a.jpg")[0][1].pixels.shape == (120, 160, 3)
 
 
 @pytest.mark.parametrize(
