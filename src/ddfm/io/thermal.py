@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,13 @@ def _camera_scale(thermogram: Any) -> Range | None:
 def _digital_zoom(exif: bytes | None) -> float:
     """How many times the camera enlarged what it displayed; 1 where the file does not tell or tells nonsense."""
     tags = PIL.Image.Exif()
-    try:
-        tags.load(exif or b"")
-        zoom = float(tags.get_ifd(EXIF).get(DIGITAL_ZOOM, 1))
-    except Exception:  # of a damaged EXIF: Pillow raises nearly anything
-        return 1.0
+    with warnings.catch_warnings():  # of a damaged EXIF Pillow warns, and raises nearly anything
+        warnings.simplefilter("ignore")
+        try:
+            tags.load(exif or b"")
+            zoom = float(tags.get_ifd(EXIF).get(DIGITAL_ZOOM, 1))
+        except Exception:
+            return 1.0
     return zoom if 1 < zoom <= 16 else 1.0
 
 
