@@ -1,11 +1,12 @@
-"""How much noise a source has."""
+"""How much noise a source has, and of which kind."""
 
 import numpy as np
 import pytest
 import torch
 from likelihoods.made import noisy, scenes
 
-from ddfm.likelihoods.noise import noise_std
+from ddfm.likelihoods.noise import noise_std, photon_offset, remove_noise
+from ddfm.likelihoods.operators import smooth
 
 
 def clean_pictures():
@@ -57,3 +58,81 @@ def test_texture_is_not_taken_for_noise():
     x = torch.full((1, 1, 128, 128), 0.5)
     x[..., :64] = noisy(x[..., :64], 30, seed=0)
     assert 255 * noise_std(x).item() < 1
+
+
+def eight_bit(image: np.ndarray) -> torch.Tensor:
+    return torch.tensor(np.rint(255 * image.clip(0, 1)) / 255, dtype=torch.float32)
+
+
+def fractal() -> np.ndarray:
+    """An image whose power falls with the square of the frequency, down to the corner of the spectrum."""
+    rng = np.random.default_rng(0)
+    fy, fx = np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None]
+    spectrum = np.fft.rfft2(rng.normal(size=(256, 256))) / np.maximum(np.hypot(fy, fx), 1 / 256)
+    image = np.fft.irfft2(spectrum)
+    return 0.5 + 0.15 * image / image.std()
+
+
+def test_fine_texture_is_less_noise_than_it_looks():
+    texture = eight_bit(fractal())[None, None]
+    diagonal = (
+        texture[..., ::2, ::2] - texture[..., ::2, 1::2] - texture[..., 1::2, ::2] + texture[..., 1::2, 1::2]
+    ) / 2
+    assert noise_std(texture).item() < 0.8 * diagonal.abs().median().item() / 0.6745  # Donoho's estimate
+
+
+@pytest.mark.parametrize("blur, contrast", [(1.6, 0.1), (2.0, 0.15)])
+def test_structure_that_is_smooth_does_not_hide_noise(blur, contrast):
+    """As in MRI slices: full of structure, none of it finer than some pixels."""
+    image = smooth(torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0)), blur)
+    image = 0.5 + (image - image.mean()) / image.std() * contrast
+    noisy = image + torch.randn(image.shape, generator=torch.Generator().manual_seed(1)) * 10 / 255
+    assert 255 * noise_std(image).item() < 1
+    assert 255 * noise_std(noisy).item() == pytest.approx(10, rel=0.15)
+
+
+@pytest.mark.parametrize("sigma", [25, 50])
+def test_noise_in_fine_texture_is_measured(sigma):
+    noisy = fractal() + np.random.default_rng(1).normal(0, sigma / 255, (256, 256))
+    assert 255 * noise_std(eight_bit(noisy)[None, None]).item() == pytest.approx(sigma, rel=0.2)
+
+
+def ramp() -> np.ndarray:
+    """Dark on the left, bright on the right, with some structure."""
+    y, x = np.mgrid[:160, :200] / 200
+    return 0.1 + 0.7 * x + 0.05 * np.sin(20 * x) * np.cos(15 * y)
+
+
+def photons(image: np.ndarray, white: float) -> torch.Tensor:
+    """Shot noise of that many photons at white."""
+    return eight_bit(np.random.default_rng(0).poisson(white * image) / white)
+
+
+@pytest.mark.parametrize("white", [50, 200])
+def test_noise_that_grows_with_the_light_is_told_from_white_noise(white):
+    offset = photon_offset(photons(ramp(), white))
+    assert offset is not None and offset < 0.2
+    assert photon_offset(eight_bit(ramp() + np.random.default_rng(0).normal(0, 0.1, (160, 200)))) is None
+    assert photon_offset(eight_bit(ramp())) is None
+
+
+def test_an_image_too_small_or_black_tells_nothing_of_the_light():
+    assert photon_offset(torch.zeros(160, 200)) is None
+    assert photon_offset(photons(ramp(), 50)[:40, :40]) is None
+
+
+def test_photon_noise_is_removed_where_it_is_one_and_the_level_stays():
+    asked = []
+
+    def blur(y, sigma):
+        asked.append(y)
+        return smooth(y, 3.0)
+
+    clean = ramp()
+    [out], [level] = remove_noise([photons(clean, 50)[None, None] * 2 - 1], blur)
+    dark, bright = asked[0][0, 0, :, 10:40], asked[0][0, 0, :, 160:190]
+    assert (bright - smooth(bright[None, None], 3.0)).std() == pytest.approx(
+        (dark - smooth(dark[None, None], 3.0)).std().item(), rel=0.25
+    )
+    assert level.item() > 0.05
+    assert out.mean().item() == pytest.approx(clean.mean(), abs=0.005)

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from ddfm.likelihoods.noise import noise_std
-from ddfm.likelihoods.operators import smooth
 from ddfm.likelihoods.stripes import column_offsets, remove_stripes
 
 
@@ -55,36 +53,3 @@ def test_rows_too_and_each_image_of_a_batch_alone():
     out = remove_stripes(batch)
     assert torch.equal(out[0], batch[0])
     assert (out[1, 0] - eight_bit(clean)).std() < 0.4 * 8 / 255
-
-
-def fractal() -> np.ndarray:
-    """An image whose power falls with the square of the frequency, down to the corner of the spectrum."""
-    rng = np.random.default_rng(0)
-    fy, fx = np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None]
-    spectrum = np.fft.rfft2(rng.normal(size=(256, 256))) / np.maximum(np.hypot(fy, fx), 1 / 256)
-    image = np.fft.irfft2(spectrum)
-    return 0.5 + 0.15 * image / image.std()
-
-
-def test_fine_texture_is_less_noise_than_it_looks():
-    texture = eight_bit(fractal())[None, None]
-    diagonal = (
-        texture[..., ::2, ::2] - texture[..., ::2, 1::2] - texture[..., 1::2, ::2] + texture[..., 1::2, 1::2]
-    ) / 2
-    assert noise_std(texture).item() < 0.8 * diagonal.abs().median().item() / 0.6745  # Donoho's estimate
-
-
-@pytest.mark.parametrize("blur, contrast", [(1.6, 0.1), (2.0, 0.15)])
-def test_structure_that_is_smooth_does_not_hide_noise(blur, contrast):
-    """As in MRI slices: full of structure, none of it finer than some pixels."""
-    image = smooth(torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0)), blur)
-    image = 0.5 + (image - image.mean()) / image.std() * contrast
-    noisy = image + torch.randn(image.shape, generator=torch.Generator().manual_seed(1)) * 10 / 255
-    assert 255 * noise_std(image).item() < 1
-    assert 255 * noise_std(noisy).item() == pytest.approx(10, rel=0.15)
-
-
-@pytest.mark.parametrize("sigma", [25, 50])
-def test_noise_in_fine_texture_is_measured(sigma):
-    noisy = fractal() + np.random.default_rng(1).normal(0, sigma / 255, (256, 256))
-    assert 255 * noise_std(eight_bit(noisy)[None, None]).item() == pytest.approx(sigma, rel=0.2)

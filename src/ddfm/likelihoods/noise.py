@@ -1,5 +1,8 @@
 """The noise of a source: measured before the fusion; stripes removed as such, white noise by the prior itself."""
 
+import math
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +11,9 @@ from ddfm.likelihoods.base import SourceDenoiser
 from ddfm.likelihoods.stripes import remove_stripes
 
 NOISE_FLOOR = 2.5 / 255  # what the estimate calls noise in clean images: quantisation, JPEG (measured)
+SCALES = (2, 4, 8)  # pixels a side of a Haar coefficient
+FEWEST = 200  # coefficients of the middle scale that tell how noise goes with the light
+LEAST_OFFSET = 0.01  # what is darker still has the noise of this
 BLOCK = 32  # side in pixels
 AGAIN = 0.25  # share of the noise that is put back for a second pass
 FAINTEST = 1.5 / 255  # std of what a prior's schedule can still tell from none
@@ -31,13 +37,10 @@ def noise_std(s: Tensor) -> Tensor:
 def _noise_std(image: Tensor, sigma: Tensor | float) -> Tensor:
     """That of one image (H, W), without what lies within some `sigma` of the ends of the range."""
     margin = min(max(1.5 * float(sigma), 0.02), 0.12)
-    low, details = image, []
-    for scale in (2, 4, 8):
-        detail, low = _haar(low)
-        mean = low / scale
-        detail = detail.abs().masked_fill((mean < margin) | (mean > 1 - margin), torch.nan)[None, None]
+    details = []
+    for scale, (detail, _) in zip(SCALES, _details(image, margin, 1 - margin), strict=True):
         size = min(BLOCK // scale, *detail.shape[-2:])
-        details.append(F.unfold(detail, size, stride=size)[0].T)  # (blocks, size^2)
+        details.append(F.unfold(detail[None, None], size, stride=size)[0].T)  # (blocks, size^2)
     blocks = min(len(detail) for detail in details)
     details = [detail[:blocks] for detail in details]
     seen = torch.stack([detail.isnan().float().mean(dim=1) < 0.5 for detail in details[:2]]).all(dim=0)
@@ -46,9 +49,44 @@ def _noise_std(image: Tensor, sigma: Tensor | float) -> Tensor:
     details = [detail[seen] for detail in details]
     energy = torch.stack([detail.nanmedian(dim=1).values.square() for detail in details[:2]]).sum(dim=0)
     quiet = energy <= energy.quantile(QUIETEST)
-    fine, middle, coarse = ((detail[quiet].nanmedian() / 0.6745).square() for detail in details)
+    return _variance([detail[quiet] for detail in details]).sqrt()
+
+
+def _details(image: Tensor, low: float, high: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Absolute diagonal coefficients at each scale, NaN where the local mean is not in [low, high], and that mean."""
+    smaller = image
+    for scale in SCALES:
+        detail, smaller = _haar(smaller)
+        mean = smaller / scale
+        yield detail.abs().masked_fill((mean < low) | (mean > high), torch.nan), mean
+
+
+def _variance(details: list[Tensor]) -> Tensor:
+    """The noise in absolute coefficients at the three scales, of which NaN are left out."""
+    fine, middle, coarse = ((detail.nanmedian() / 0.6745).square() for detail in details)
     r = torch.nan_to_num((coarse - middle) / (middle - fine).clamp_min(1e-9), nan=4.0).clamp(4, STEEPEST)
-    return torch.minimum((r * fine - middle) / (r - 1), 4 / 3 * (4 * fine - middle)).clamp_min(0).sqrt()
+    return torch.minimum((r * fine - middle) / (r - 1), 4 / 3 * (4 * fine - middle)).clamp_min(0)
+
+
+def photon_offset(image: Tensor) -> float | None:
+    """kappa of noise whose variance grows with the light, a (s + kappa), from an image (H, W); None if it does not.
+
+    By the noise in the darker and in the brighter third of the levels. Less than a fifth more in the brighter is none.
+    """
+    mean = list(_details(image, 0, 1))[1][1].flatten()
+    mean = mean[(mean > 0.03) & (mean < 0.88)]  # elsewhere noise is clipped
+    if len(mean) < FEWEST:
+        return None
+    ends = mean.quantile(mean.new_tensor([0.0, 0.35, 0.65, 1.0])).tolist()
+    levels, variances = [], []
+    for low, high in (ends[:2], ends[2:]):
+        details = list(_details(image, low, high))
+        levels.append(details[0][1][~details[0][0].isnan()].mean().item())
+        variances.append(_variance([detail for detail, _ in details]).item())
+    (dark, bright), (less, more) = levels, variances
+    if not 0 < 1.2 * less < more:
+        return None
+    return max((dark * more - bright * less) / (less - more), LEAST_OFFSET)
 
 
 def _haar(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,13 +113,36 @@ def _remove(source: Tensor, levels: Tensor, denoise: SourceDenoiser | None) -> T
     out = (source + 1) / 2
     for k, level in enumerate(levels.flatten().tolist()):
         if level > 0 and denoise is not None:
-            s = source[k : k + 1]
-            clipped = (F.max_pool2d(s, 3, 1, 1) <= -1) | (F.max_pool2d(-s, 3, 1, 1) <= -1)
-            once = denoise(s, 2 * level)
-            share = min(max(AGAIN, FAINTEST / level), 1.0)
-            again = denoise((once + share * (s - once)).flip(-2, -1), 2 * share * level).flip(-2, -1)
-            out[k] = torch.where(clipped, s, again.clamp(-1, 1))[0] / 2 + 0.5
+            s = out[k : k + 1].clone()
+            offset = photon_offset(s[0, 0])
+            clean = _twice(s, level, denoise) if offset is None else _by_roots(s, offset, denoise)
+            clipped = (F.max_pool2d(s, 3, 1, 1) <= 0) | (F.max_pool2d(-s, 3, 1, 1) <= -1)
+            out[k] = torch.where(clipped, s, clean)[0]
     return out
+
+
+def _twice(s: Tensor, level: float, denoise: SourceDenoiser) -> Tensor:
+    """s (1, 1, H, W) in [0, 1] without noise of this std: the second time turned round, with a share of it put back."""
+    y = 2 * s - 1
+    once = denoise(y, 2 * level)
+    share = min(max(AGAIN, FAINTEST / level), 1.0)
+    again = denoise((once + share * (y - once)).flip(-2, -1), 2 * share * level).flip(-2, -1)
+    return (again.clamp(-1, 1) + 1) / 2
+
+
+def _by_roots(s: Tensor, offset: float, denoise: SourceDenoiser) -> Tensor:
+    """The same for noise of variance a (s + offset): that of sqrt(s + offset) is a / 4 everywhere (Anscombe, 1948).
+
+    Back by squaring: E[sqrt]^2 is the mean less that variance.
+    """
+    low = math.sqrt(offset)
+    width = math.sqrt(1 + offset) - low
+    roots = (s + offset).sqrt().sub_(low).div_(width)
+    level = noise_std(roots).item()
+    if level == 0:
+        return s
+    clean = _twice(roots, level, denoise) * width + low
+    return clean.square_().add_((level * width) ** 2 - offset).clamp_(0, 1)
 
 
 def remaining_noise(f: Tensor, levels: Tensor, denoise: SourceDenoiser) -> Tensor:
