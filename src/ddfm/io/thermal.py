@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,13 +149,12 @@ def _camera_scale(thermogram: Any) -> Range | None:
 def _digital_zoom(exif: bytes | None) -> float:
     """How many times the camera enlarged what it displayed; 1 where the file does not tell or tells nonsense."""
     tags = PIL.Image.Exif()
-    with warnings.catch_warnings():  # of a damaged EXIF Pillow warns, and raises nearly anything
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with one_sentence("EXIF"):
             tags.load(exif or b"")
             zoom = float(tags.get_ifd(EXIF).get(DIGITAL_ZOOM, 1))
-        except Exception:
-            return 1.0
+    except InputError:
+        return 1.0
     return zoom if 1 < zoom <= 16 else 1.0
 
 
