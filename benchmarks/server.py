@@ -153,26 +153,39 @@ def overhead(pairs: int) -> None:
 
     pipe = DDFMPipeline.from_prior("embedded")
     pipe.set_progress_bar_config(disable=True)
-    files, times = form(DEMO), list[tuple[float, float, float, float]]()
-    with serving() as (client, _), tempfile.TemporaryDirectory() as folder:
-        for _ in range(pairs + 2):
-            begin = time.perf_counter()
+    files, times, work = form(DEMO), list[tuple[float, float, float, float]](), 0.0
+    with serving() as (client, process), tempfile.TemporaryDirectory() as folder:
+        for k in range(pairs + 2):
+            if k == 2:  # the first two warm up
+                work, served = 0.0, cpu_seconds(process)
+            begin, cpu = time.perf_counter(), time.process_time()
             scene = Scene.read(DEMO)
-            read = time.perf_counter()
+            read, own = time.perf_counter(), time.thread_time()
             fused = scene.fuse(pipe, num_inference_steps=1)
-            done = time.perf_counter()
+            done, own = time.perf_counter(), time.thread_time() - own
             scene.write(Path(folder, "fused.png"), fused)
-            written, ran = time.perf_counter(), run_seconds(client)
+            written, work = time.perf_counter(), work + time.process_time() - cpu - own
+            ran = run_seconds(client)
             asked = time.perf_counter()
             client.post("/v1/fuse", files=files, data={"num_inference_steps": "1"}).raise_for_status()
             answered = time.perf_counter()
             times.append((written - begin, done - read, answered - asked, run_seconds(client) - ran))
+        used = cpu_seconds(process) - served
+        service_work = used.pop(-1) - max(used.values())  # the busiest thread is the worker, if it uses one core
     library, fusion, service, run = (1e3 * np.array(column) for column in zip(*times[2:], strict=True))
     print(f"median of {pairs} pairs: library {np.median(library):.0f} ms, service {np.median(service):.0f} ms")
     print(
         f"without the fusion: library {np.median(library - fusion):.0f} ms, service {np.median(service - run):.0f} ms"
     )
     print(f"overhead: {np.median((service - run) - (library - fusion)):.0f} ms a pair")
+    print(f"CPU time without the fusion, of the server: {1e3 * (service_work - work) / pairs:+.0f} ms a pair")
+
+
+def cpu_seconds(process: psutil.Process) -> Counter[int]:
+    """CPU time so far by thread; -1 is the whole process, threads that have ended included."""
+    used = process.cpu_times()
+    by_thread = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
+    return Counter({-1: used.user + used.system} | by_thread)
 
 
 def run_seconds(client: httpx.Client) -> float:

@@ -98,14 +98,16 @@ export class Viewer {
     this.onchange();
   }
 
-  // In as many columns as make the images largest.
+  // In as many columns as make the images largest, nearly: a row reads better than a block.
   #arrange() {
     const panes = [...this.stage.children];
     if (!panes.length) return;
     const { width: w, height: h } = panes[0].querySelector(".layer").image;
     const { clientWidth: width, clientHeight: height } = this.stage;
     const size = (columns) => Math.min(width / columns / w, height / Math.ceil(panes.length / columns) / h);
-    const [best] = panes.map((_, k) => k + 1).sort((a, b) => size(b) - size(a));
+    const counts = panes.map((_, k) => k + 1);
+    const largest = Math.max(...counts.map(size));
+    const best = counts.findLast((columns) => size(columns) > 0.95 * largest);
     this.stage.style.gridTemplateColumns = `repeat(${best}, minmax(0, 1fr))`;
   }
 
