@@ -164,8 +164,7 @@ class DDFMPipeline(DiffusionPipeline):
             for sampler, timesteps in samplers:
                 f_t = randn_tensor(shape, generator, device) if latents is None else latents.to(device, torch.float32)
                 if strength < 1:
-                    estimate = model.initial_estimate(state).expand(shape)
-                    f_t = denoiser.add_noise(estimate, f_t, timesteps[0])
+                    f_t = denoiser.add_noise(model.initial_estimate(state).expand(shape), f_t, timesteps[0])
                 samples.append(
                     self._sample(f_t, model, state, sampler, timesteps, denoiser, generator, callback, tensors)
                 )
@@ -176,9 +175,7 @@ class DDFMPipeline(DiffusionPipeline):
         # 4. Luma to images
         lumas = torch.stack([prior_split(sample)[0] for sample in samples])
         fused = _as_output(_finish(lumas.mean(dim=0), images, settings), output_type)
-        std = None
-        if len(samples) > 1:
-            std = ((lumas / 2).var(dim=0) + uncertain).sqrt()[:, 0].cpu().numpy()
+        std = ((lumas / 2).var(dim=0) + uncertain).sqrt()[:, 0].cpu().numpy() if len(samples) > 1 else None
         output = FusionOutput(images=fused, samples=samples[0] if len(samples) == 1 else torch.stack(samples), std=std)
         return output if return_dict else (output.images, output.samples, output.std)
 
