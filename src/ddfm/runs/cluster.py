@@ -320,7 +320,8 @@ def batch_on_cluster(
 
 def _workers(wanted: int | None, num_cpus: float, num_gpus: float) -> int:
     """How many; one CPU of the cluster is left to the stages that handle names, or they would wait for ever."""
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: Any = ray.cluster_resources
+    have = resources()
     most = (have.get("CPU", 1) - 1) / num_cpus if num_cpus else float("inf")
     if num_gpus:
         most = min(most, have.get("GPU", 0) / num_gpus)
