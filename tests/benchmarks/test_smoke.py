@@ -62,3 +62,14 @@ def test_runtimes(tiny_prior_folder: Path, capsys: pytest.CaptureFixture[str]) -
         pytest.importorskip(package)
     load("runtimes").main(["--prior", str(tiny_prior_folder), "--shape", "16", "16", "--repeats", "1"])
     assert "ONNX Runtime: least" in capsys.readouterr().out
+
+
+def test_misaligned() -> None:
+    benchmark = load("misaligned")
+    rng = np.random.default_rng(0)
+    moving = cv2.GaussianBlur(rng.random((96, 128)).astype(np.float32), (0, 0), 3)
+    fixed = np.roll(moving, (0, 2), axis=(0, 1))  # what lies at x in fixed lies at x - 2 in moving
+    displacement = np.zeros((96, 128, 2), np.float32)
+    displacement[..., 0] = 2  # and x in moving belongs to x + 2
+    assert benchmark.error(benchmark.untouched(moving, fixed), displacement) == pytest.approx(2, abs=0.01)
+    assert benchmark.error(benchmark.ecc(moving, fixed), displacement) < 0.3

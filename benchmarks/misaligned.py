@@ -1,0 +1,159 @@
+"""Registration of infrared to visible pairs with a known displacement, by ours and by the libraries' criteria.
+
+    python benchmarks/misaligned.py [--pairs 4] [--only ours "mutual information"]
+
+Reads ../shared/data/dev/misaligned (skipped with a reason where it is not there): `infrared_warped` beside `visible`,
+and d with infrared_warped(x) = infrared(x + d(x)). The error at a pixel p of the visible image, which a method lays on
+m(p), is |m(p) + d(m(p)) - p|; a pair's is the mean over what both images cover. All methods but the dense one are
+affine.
+"""
+
+import argparse
+import contextlib
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ddfm.colour import luma
+from ddfm.io import images
+from ddfm.registration import register
+from ddfm.registration.features import contours
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data/dev/misaligned"
+OPENCV: Any = cv2  # whose type stubs lack a part of it
+Method = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (moving, fixed) luma -> (H, W, 2), fixed to moving
+
+
+def affine_map(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(2, 3), fixed to moving, as a map."""
+    y, x = np.indices(shape[:2], np.float32)
+    found: np.ndarray = (np.dstack([x, y, np.ones_like(x)]) @ np.asarray(matrix, np.float32).T).astype(np.float32)
+    return found
+
+
+def untouched(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    return affine_map(np.eye(2, 3), fixed.shape)
+
+
+def ours(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    return register(moving, fixed).map
+
+
+def strength(image: np.ndarray) -> np.ndarray:
+    """Magnitude of the gradient of the smoothed image."""
+    smooth = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5)
+    found: np.ndarray = np.hypot(*(cv2.Sobel(smooth, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1))))
+    return found
+
+
+def mutual_information(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """SimpleITK: Mattes' mutual information, affine, four levels."""
+    sitk: Any = importlib.import_module("SimpleITK")
+    still, moved = (sitk.GetImageFromArray(x.astype(np.float32)) for x in (fixed, moving))
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(50)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentage(0.2, 1)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 200)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([8, 4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([4, 2, 1, 0])
+    centre = [(n - 1) / 2 for n in fixed.shape[::-1]]
+    start = sitk.AffineTransform(2)
+    start.SetCenter(centre)
+    method.SetInitialTransform(start, inPlace=True)
+    method.Execute(still, moved)
+    a, t, c = np.reshape(start.GetMatrix(), (2, 2)), np.array(start.GetTranslation()), np.array(centre)
+    return affine_map(np.column_stack([a, c + t - a @ c]), fixed.shape)
+
+
+def mutual_information_of_gradients(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    return mutual_information(strength(moving), strength(fixed))
+
+
+def ecc(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """OpenCV: enhanced correlation coefficient of the gradients' magnitudes, affine, four levels."""
+    one, other, matrix = strength(fixed), strength(moving), np.eye(2, 3, dtype=np.float32)
+    stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-5)
+    for factor in (8, 4, 2, 1):
+        a, b = (cv2.resize(x, None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA) for x in (one, other))
+        matrix[:, 2] /= factor
+        with contextlib.suppress(cv2.error):  # it did not converge at this level
+            matrix = np.asarray(OPENCV.findTransformECC(a, b, matrix, cv2.MOTION_AFFINE, stop, None, 5)[1], np.float32)
+        matrix[:, 2] *= factor
+    return affine_map(matrix, fixed.shape)
+
+
+def ours_and_flow(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Ours, then OpenCV's DIS flow between the strengths of the contours, smoothed over 20 pixels."""
+    found = ours(moving, fixed)
+    laid = cv2.remap(
+        moving.astype(np.float32), found[..., 0], found[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    everywhere = np.ones(fixed.shape, np.float32)
+    pair = [contours(x.astype(np.float32), everywhere)[..., 0] for x in (fixed, laid)]
+    eight_bits = [np.rint(255 * np.clip(x / max(float(x.max()), 1e-6), 0, 1)).astype(np.uint8) for x in pair]
+    flow = OPENCV.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(eight_bits[0], eight_bits[1], None)
+    refined: np.ndarray = found + cv2.GaussianBlur(flow, (0, 0), 20)
+    return refined
+
+
+METHODS: dict[str, Method] = {
+    "untouched": untouched,
+    "ours": ours,
+    "mutual information": mutual_information,
+    "mutual information, gradients": mutual_information_of_gradients,
+    "ECC, gradients": ecc,
+    "ours + DIS flow": ours_and_flow,
+}
+
+
+def error(found: np.ndarray, displacement: np.ndarray) -> float:
+    """Mean error of a map in pixels of the visible image, over what lies inside the infrared one."""
+    d = cv2.remap(displacement, found[..., 0], found[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    y, x = np.indices(found.shape[:2], np.float32)
+    height, width = displacement.shape[:2]
+    inside = (found >= 0).all(axis=-1) & (found[..., 0] < width) & (found[..., 1] < height)
+    away = np.hypot(found[..., 0] + d[..., 0] - x, found[..., 1] + d[..., 1] - y)
+    return float(away[inside].mean()) if inside.any() else float("inf")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """One row for each method."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, help="this many of each set")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    args = parser.parse_args(argv)
+    if not DATA.exists():
+        print("Skipped: the misaligned dev pairs are not in shared/ beside the repository.")
+        return
+    cv2.setNumThreads(1)
+    errors: dict[str, list[float]] = {name: [] for name in METHODS}
+    seconds = dict.fromkeys(METHODS, 0.0)
+    for folder in sorted(p for p in DATA.iterdir() if p.is_dir()):
+        for file in sorted((folder / "displacement").glob("*.npz"))[: args.pairs]:
+            paths = [next((folder / kind).glob(f"{file.stem}.*")) for kind in ("infrared_warped", "visible")]
+            moving, fixed = (luma(images.read(path).pixels) for path in paths)
+            with np.load(file) as data:
+                d = cv2.resize(data["d"].astype(np.float32), moving.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            for name in {"untouched", *args.only}:
+                begin = time.process_time()
+                found = METHODS[name](moving, fixed)
+                seconds[name] += time.process_time() - begin
+                errors[name].append(error(found, d))
+    print(f"{'':32s}{'median':>8s}{'mean':>8s}{'worst':>8s}{'worse than untouched':>22s}{'CPU s':>8s}")
+    for name, values in errors.items():
+        if values:
+            worse = sum(a > b for a, b in zip(values, errors["untouched"], strict=True))
+            row = f"{np.median(values):8.2f}{np.mean(values):8.2f}{max(values):8.2f}"
+            print(f"{name:32s}{row}{worse:22d}{seconds[name] / len(values):8.2f}")
+
+
+if __name__ == "__main__":
+    main()
