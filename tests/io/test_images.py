@@ -1,7 +1,6 @@
 """Image files and arrays: there and back, writing."""
 
 import errno
-import io
 import os
 
 import numpy as np
@@ -9,32 +8,14 @@ import PIL.Image
 import pytest
 import tifffile
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from image_files import encoded, picture, relaxed, sentence
 
 from ddfm.errors import InputError
 from ddfm.io import images
 
 LOSSLESS = [(".png", 8), (".png", 16), (".tif", 8), (".tif", 16), (".tif", 32), (".tiff", 16), (".bmp", 8)]
-relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=60, derandomize=True)
-
-
-def picture(shape, seed=0):
-    return np.random.default_rng(seed).random(shape, np.float32)
-
-
-def sentence(error):
-    """The text of an InputError, checked to be one line that ends as a sentence does."""
-    text = str(error.value)
-    assert "\n" not in text and text.endswith(".") and len(text) > 20
-    return text
-
-
-def encoded(mode="RGB", format="PNG", size=(20, 15), **options):
-    values = (picture((size[1], size[0], 4)) * 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(values, "RGBA").convert("RGB").convert(mode).save(buffer, format, **options)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(("suffix", "bits"), LOSSLESS)
