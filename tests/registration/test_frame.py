@@ -81,7 +81,7 @@ def test_what_is_asked_is_done():
     assert resized[0].pixels.shape == (120, 160) and "same field of view" in sentence
     with pytest.raises(InputError, match="not for"):
         to_frame([small, large], 1, rig=identity((120, 160)))
-    with pytest.raises(InputError, match="auto, force or skip"):
+    with pytest.raises(InputError, match="auto, dense, force or skip"):
         to_frame([small, large], 1, "perhaps")
     with pytest.raises(InputError, match="align=force"):
         to_frame([Image(scene(40, 48)[::-1].copy()), large], 1)

@@ -82,7 +82,7 @@ def test_a_photo_inside_a_small_file_counts(client):
         (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is no setting"),
         (FORM, {"seed": "-1"}, 422, "seed"),
         (FORM, {"num_samples": "33"}, 422, "at most 32"),
-        (FORM, {"align": "perhaps"}, 422, "align is auto, force or skip"),
+        (FORM, {"align": "perhaps"}, 422, "align is auto, dense, force or skip"),
         (FORM, {"crop": "perhaps"}, 422, "crop is true or false"),
         (FORM, {"value_range": "1"}, 422, "value_range is"),
         (FORM, {"value_range": "1 nan"}, 422, "lower to a higher"),

@@ -101,6 +101,9 @@ def register(
         Path | None, typer.Option("--write-aligned", help="Write the image that is not the frame here, in the frame.")
     ] = None,
     frame: Frame = "auto",
+    dense: Annotated[
+        bool, typer.Option("--dense", help="Refine locally, for --write-aligned; a calibration keeps the affine part.")
+    ] = False,
     overwrite: Overwrite = False,
     json: JsonObject = False,
 ) -> None:
@@ -128,7 +131,7 @@ def register(
         raise InputError("--frame is first or second: two images are registered.")
     source, target = pair[1 - chosen], pair[chosen]
     with err.status("registering"):
-        found = run_register(source.pixels, target.pixels)
+        found = run_register(source.pixels, target.pixels, dense)
     if json:
         print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
     else:

@@ -44,8 +44,8 @@ Frame = Annotated[
 Aligning = Annotated[
     str | None,
     option(
-        "auto (estimate where the others lie), force (even if unsure) or skip (take "
-        "all as one field of view). (Default: auto for images of different sizes.)",
+        "auto (estimate where the others lie), dense (and refine it locally, for parallax), force (even if unsure) or "
+        "skip (take all as one field of view). (Default: auto for images of different sizes.)",
         INPUT,
         "--align",
     ),

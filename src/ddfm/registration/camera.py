@@ -36,7 +36,7 @@ def in_one_frame(
         frame: None for the field of view of the temperatures, enlarged to the photo's sharpness; 0 for their own
             pixels, 1 for the photo.
         align: "skip" takes the matrix as it is; else it is refined by what both show, where that is sure ("force": in
-            any case) and within what two lenses in one housing can be off by.
+            any case) and within what two lenses in one housing can be off by; "dense" then adds their parallax.
         crop: As `to_frame`.
 
     Raises InputError for another frame, and as `to_frame`.
@@ -52,7 +52,7 @@ def in_one_frame(
         matrix = np.linalg.inv(matrix)
     place = from_matrix(matrix, moving.pixels.shape, fixed.pixels.shape)
     place = _refined(place, moving.pixels, fixed.pixels, align)
-    framed, findings, found = to_frame([heat, photo], frame or 0, rig=place, crop=crop)
+    framed, findings, found = to_frame([heat, photo], frame or 0, "dense" if align == "dense" else None, place, crop)
     if frame != 1:
         framed[1] = replace(framed[1], pixels=detail(framed[1].pixels, float(np.median(framed[0].pixels))))
         findings.append("Brightness is temperature; the photo lends its detail and its colours.")

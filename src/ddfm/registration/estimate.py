@@ -15,6 +15,7 @@ import numpy as np
 from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.registration import affine
+from ddfm.registration.dense import refined
 from ddfm.registration.features import Masked, valid_area
 from ddfm.registration.refine import Pair
 from ddfm.registration.search import candidates
@@ -31,7 +32,7 @@ ELSEWHERE = 0.03  # of the longest side: what differs by more is another place
 AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
 
 
-def register(moving: np.ndarray, fixed: np.ndarray) -> Registration:
+def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Registration:
     """Find where moving lies in the frame of fixed: both (H, W) or (H, W, 3), uint8 or float in [0, 1], any sizes.
 
     Found are fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller image
@@ -42,6 +43,7 @@ def register(moving: np.ndarray, fixed: np.ndarray) -> Registration:
     Args:
         moving: The image to be brought into the frame.
         fixed: The image whose pixels are the frame.
+        dense: Refine a confident finding locally, for parallax and lens distortion, see `dense.refined`.
 
     Raises InputError if an image has a side below 32 pixels or above 32767.
     """
@@ -57,8 +59,8 @@ def register(moving: np.ndarray, fixed: np.ndarray) -> Registration:
     distance = corner_distance(resized.matrix, found.matrix, fixed.shape)
     if found.confident and distance <= max(ALIGNED, found.residual_px):
         sentence = f"The images are already aligned, within {max(ALIGNED, found.residual_px):.1f} pixels."
-        return replace(resized, residual_px=found.residual_px, sentence=sentence)
-    return found
+        found = replace(resized, residual_px=found.residual_px, sentence=sentence)
+    return refined(found, moving, fixed) if dense and found.confident else found
 
 
 def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Registration:

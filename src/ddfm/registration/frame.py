@@ -12,10 +12,11 @@ import numpy as np
 from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.io.images import Image, quoted
+from ddfm.registration.dense import refined
 from ddfm.registration.estimate import register
 from ddfm.registration.transform import Registration, resize
 
-Align = Literal["auto", "force", "skip"]
+Align = Literal["auto", "dense", "force", "skip"]
 Framed = tuple[list[Image], list[str], list[Registration | None]]
 DETAIL_FEATHER, LEVEL_FEATHER = 0.1, 0.2  # of the shorter side of the frame
 CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
@@ -41,16 +42,16 @@ def to_frame(
     Args:
         sources: Images, not volumes; the frame's own stays as it is.
         frame: Index of the source whose pixels are the frame.
-        align: "auto" estimates where the others lie, "force" also uses an
-            estimate that is unsure; "skip" takes all as showing the same field of view. None is "skip" for sources of
-            the frame's size, else "auto".
+        align: "auto" estimates where the others lie, "dense" then refines that, or what the rig says, locally; "force"
+            also uses an estimate that is unsure; "skip" takes all as showing the same field of view. None is "skip" for
+            sources of the frame's size, else "auto".
         rig: Known geometry instead, of sources of the size it was made for.
         crop: Keep only the largest rectangle that all sources cover, and fade nothing.
 
     Raises InputError if the rig is of other sizes, if an estimate is unsure, or if nothing is covered by all.
     """
     if align is not None and align not in get_args(Align):
-        raise InputError(f"Alignment is auto, force or skip, not {align!r}.")
+        raise InputError(f"Alignment is auto, dense, force or skip, not {align!r}.")
     target = sources[frame]
     found = [None if k == frame else _placed(source, target, align, rig) for k, source in enumerate(sources)]
     findings = [
@@ -92,10 +93,10 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
                 f"{_size(rig.moving_shape)} pixels to {_size(rig.fixed_shape)}. Write one for this pair with `ddfm "
                 "register A B --save RIG`."
             )
-        return rig
+        return refined(rig, source.pixels, target.pixels) if align == "dense" else rig
     if align == "skip" or (align is None and same):
         return None if same else resize(source.pixels.shape, target.pixels.shape)
-    found = register(source.pixels, target.pixels)
+    found = register(source.pixels, target.pixels, dense=align == "dense")
     if not found.confident and align != "force":
         raise InputError(
             f"{_name(source)} and {_name(target)}: {found.sentence} Use align=force to take what was found, align=skip "

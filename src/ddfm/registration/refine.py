@@ -65,7 +65,8 @@ def _warp(planes: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.
     return cv2.warpAffine(planes, matrix[:2], shape[1::-1], flags=flags, borderMode=cv2.BORDER_CONSTANT)
 
 
-def _gradient(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gradient(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Differences along x and y a pixel, of (H, W) or (H, W, C)."""
     return (
         cv2.Sobel(planes, cv2.CV_32F, 1, 0, scale=1 / 8),
         cv2.Sobel(planes, cv2.CV_32F, 0, 1, scale=1 / 8),
@@ -93,10 +94,10 @@ def _gauss_newton(moving: Level, fixed: Level, matrix: np.ndarray, free: int) ->
     basis = np.stack([np.ones_like(x), (x - (width - 1) / 2) / size, (y - (height - 1) / 2) / size], -1).reshape(-1, 3)
     products = np.einsum("na,nb->nab", basis, basis).reshape(-1, 9)
     centred = np.array([[1, 0, -(width - 1) / 2], [0, 1, -(height - 1) / 2], [0, 0, size]]) / size
-    of_target = _gradient(target)
+    of_target = gradient(target)
     for _ in range(STEPS):
         warped = _warp(moving[0], matrix, known.shape)
-        gradients = [(a + b) / 2 for a, b in zip(of_target, _gradient(warped), strict=True)]
+        gradients = [(a + b) / 2 for a, b in zip(of_target, gradient(warped), strict=True)]
         difference = target - warped
         weight = _warp(moving[1], matrix, known.shape) * known
         weight *= (TAU / (TAU + (difference**2).sum(-1))) ** 2

@@ -38,7 +38,7 @@ class Registration:
         residual_px: How far the estimate may be off, in pixels of fixed; 0 for known geometry.
         confident: Whether to use it unasked.
         sentence: What was found, for people.
-        displacement: (H, W, 2) float32, what dense refinement adds to the matrix, in pixels of moving; None without.
+        displacement: (H, W, 2) float32, what a local refinement adds to the matrix, in pixels of moving; None without.
         path: The rig file it was read from, if any.
     """
 
@@ -55,10 +55,14 @@ class Registration:
     def map(self) -> np.ndarray:
         """(H, W, 2) float32: for each pixel of fixed its (x, y) in moving, which may lie outside."""
         height, width = self.fixed_shape
-        x, y = np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)[:, None]
-        rows = [a * x + b * y + c for a, b, c in self.matrix]
-        found = np.stack([rows[0] / rows[2], rows[1] / rows[2]], axis=-1).astype(np.float32)
+        found = self.by_matrix(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)[:, None])
         return found if self.displacement is None else found + self.displacement
+
+    def by_matrix(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """(H, W, 2) float32: where the matrix alone lays (x, y) of fixed, two arrays that broadcast to (H, W)."""
+        rows = [a * x + b * y + c for a, b, c in self.matrix]
+        found: np.ndarray = np.stack([rows[0] / rows[2], rows[1] / rows[2]], axis=-1).astype(np.float32)
+        return found
 
     @cached_property
     def inside(self) -> np.ndarray:
@@ -125,17 +129,22 @@ class Registration:
         return np.rint(warped).astype(np.uint8) if moving.dtype == np.uint8 else warped
 
     def as_dict(self) -> dict[str, Any]:
-        """The affine part, for JSON: matrix, fixed_size and moving_size (width, height), residual_px, confident."""
+        """For JSON: matrix, fixed_size and moving_size (width, height), residual_px, confident, local_px.
+
+        local_px is the largest displacement of a local refinement, which is not written itself.
+        """
+        local = 0.0 if self.displacement is None else float(np.linalg.norm(self.displacement, axis=-1).max())
         return {
             "matrix": [[float(v) for v in row] for row in self.matrix],
             "fixed_size": list(self.fixed_shape[::-1]),
             "moving_size": list(self.moving_shape[::-1]),
             "residual_px": float(self.residual_px),
             "confident": bool(self.confident),
+            "local_px": local,
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the rig calibration: JSON with the matrix and both sizes (what is dense belongs to one scene only).
+        """Write the rig calibration: JSON with the matrix and both sizes (a local refinement belongs to its scene).
 
         Raises InputError if `path` cannot be written.
         """

@@ -72,8 +72,8 @@ def with_changes(reading: Reading | None, changes: Mapping[str, Any]) -> tuple[R
 
 
 def _align(text: str) -> Any:
-    if text not in ("auto", "force", "skip"):
-        raise InputError(f"align is auto, force or skip, not {text}.")
+    if text not in ("auto", "dense", "force", "skip"):
+        raise InputError(f"align is auto, dense, force or skip, not {text}.")
     return text
 
 

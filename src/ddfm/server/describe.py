@@ -59,7 +59,9 @@ _READING = (
         "choice",
         None,
         nullable=True,
-        choices=_choices({"auto": "Always", "force": "Even if unsure", "skip": "Never, only resize"}),
+        choices=_choices(
+            {"auto": "Always", "dense": "And refine locally", "force": "Even if unsure", "skip": "Never, only resize"}
+        ),
     ),
     _other(
         "normalise", "Stretch raw counts", "Stretch dark thermal counts of 14 or 16 bits to the full range.", "flag"
