@@ -1,13 +1,13 @@
-"""Corner error of ddfm.registration.affine on registered pairs that are warped by a known random transform.
+"""Corner error of `ddfm.registration.register` on registered pairs that are warped by a known random transform.
 
     python benchmarks/align.py MOVING_DIR FIXED_DIR [MOVING_DIR FIXED_DIR ...] [--pairs N] [--seed S]
 
 Pairs have equal stems. The moving image is shifted by up to 12 px in each direction, turned by up to 3
 degrees and scaled by up to 3 %; then a margin of both is cut off, so that no border gives the warp away. Two
 errors are reported, both of the worst corner. "absolute": against the known transform, as if the published
-pair were registered perfectly. "relative": against the known transform applied to what align finds on the
-pair as published; it leaves out what that pair was off by to begin with, and with it any bias that align has
-on this pair. "untouched": what doing nothing would leave. "published": what align finds on the pair as published,
+pair were registered perfectly. "relative": against the known transform applied to what it finds on the
+pair as published; it leaves out what that pair was off by to begin with, and with it any bias that it has
+on this pair. "untouched": what doing nothing would leave. "published": what it finds on the pair as published,
 which is its bias, or what that pair was off by, or both: the absolute error cannot be smaller.
 """
 
@@ -20,7 +20,8 @@ import numpy as np
 
 from ddfm import colour
 from ddfm.io import images
-from ddfm.registration import affine as align
+from ddfm.registration import register
+from ddfm.registration.transform import corner_distance
 
 
 def random_transform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -53,16 +54,16 @@ def measure(
     full = to_full @ truth @ np.linalg.inv(to_full)
     size = moving.shape[::-1]
     warped = cv2.warpAffine(moving, full[:2], size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    found = align.align(np.clip(warped, 0, 1)[inner], fixed[inner])
-    published = align.align(moving[inner], fixed[inner])
+    found = register(np.clip(warped, 0, 1)[inner], fixed[inner])
+    published = register(moving[inner], fixed[inner])
     # Errors in pixels of fixed: fixed -> warped (found) -> moving (the truth undone).
-    error = np.linalg.inv(truth) @ square(found.matrix)
+    error = np.linalg.inv(truth) @ found.matrix
     nothing = np.linalg.inv(truth)
     return (
         corner_error(error, np.eye(3), shape),
-        corner_error(error, square(published.matrix), shape),
+        corner_error(error, published.matrix, shape),
         corner_error(nothing, np.eye(3), shape),
-        published.shift_px,
+        corner_distance(np.eye(3), published.matrix, shape),
         found.confident,
     )
 
