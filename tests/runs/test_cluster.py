@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import made_picture, tiny_unet
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from conftest import made_picture
 
 from ddfm.cli import main
 from ddfm.errors import InputError
@@ -45,14 +44,6 @@ def nodes():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prior")
-    tiny_unet().save_pretrained(folder / "unet")
-    DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon").save_pretrained(folder / "scheduler")
-    return folder
 
 
 def make_pairs(root: Path, count: int, size=(24, 32)) -> list[Path]:
