@@ -317,11 +317,14 @@ def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[
     return stacked
 
 
-@functools.lru_cache(maxsize=2)
-def _pipeline(prior: str, device: str | None) -> DDFMPipeline:
+def quiet_pipeline(prior: str | Path, device: str | None) -> DDFMPipeline:
+    """`DDFMPipeline.from_prior` without its own progress bar: for those who show the progress themselves, or none."""
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+_kept_pipeline = functools.lru_cache(maxsize=2)(quiet_pipeline)
 
 
 def fuse(
@@ -350,6 +353,6 @@ def fuse(
     Raises:
         InputError: an image, prior or setting that cannot be used.
     """
-    pipeline = _pipeline(str(prior), device)
-    fused = pipeline([infrared, visible, *others], settings, **changes).images  # type: ignore[union-attr]
+    pipe = _kept_pipeline(str(prior), device)
+    fused = pipe([infrared, visible, *others], settings, **changes).images  # type: ignore[union-attr]
     return np.asarray(fused[0])

@@ -14,13 +14,13 @@ from ddfm import __version__
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
-from ddfm.pipeline import DDFMPipeline, likelihood_of
+from ddfm.pipeline import DDFMPipeline, likelihood_of, quiet_pipeline
 from ddfm.prior import Progress
 from ddfm.runs.execution import BatchResult, Run, existing
 from ddfm.runs.manifest import Manifest, is_manifest
 from ddfm.runs.plan import Pair, Pairs, plan
 from ddfm.runs.reading import Reading, with_changes
-from ddfm.runs.scene import Depth
+from ddfm.runs.scene import Depth, images_at_once
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.jsonl"
@@ -86,13 +86,11 @@ def batch(
     _claim(todo.pairs, out, inputs, resume, overwrite, dry_run)
     images.check_target(existing(out) / f"image{suffix}", 8 if depth == "same" else depth)
 
-    pipe = DDFMPipeline.from_prior(prior, device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(prior, device)
     recorded = recorded_settings(pipe, settings, reading, depth, suffix) | {"prior": str(prior)}
     result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
     with Manifest(result.manifest, recorded, resume) as manifest:
-        together = batch_size or (1 if pipe.device.type == "cpu" else 8)
-        run = Run(manifest, result, depth, reading, overwrite, together)
+        run = Run(manifest, result, depth, reading, overwrite, batch_size or images_at_once(pipe))
         if dry_run:
             run.rehearse(progress)
         else:

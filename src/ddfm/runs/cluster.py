@@ -39,14 +39,14 @@ from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.io.pairing import stem
-from ddfm.pipeline import DDFMPipeline
+from ddfm.pipeline import quiet_pipeline
 from ddfm.runs.batch import recorded_settings
 from ddfm.runs.execution import BatchResult, Run, existing, sentence_of
 from ddfm.runs.listing import listing, refuse_doubles
 from ddfm.runs.plan import Pair, Pairs, leaves, named_pair, volume_suffix
 from ddfm.runs.reading import Reading, with_changes
 from ddfm.runs.records import RECORDS, Records, Row, fetched, is_remote
-from ddfm.runs.scene import Depth
+from ddfm.runs.scene import Depth, images_at_once
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.parquet"
@@ -118,9 +118,8 @@ class FuseBatch:
         self.reading, changes = with_changes(reading, changes)
         self.out, self.settings, self.measure = str(out_dir).rstrip("/"), changed(settings, changes), measure
         self.depth, self.overwrite, self.suffix = depth, overwrite, _suffix(format)
-        self.pipe = DDFMPipeline.from_prior(prior, device)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.together = batch_size or (1 if self.pipe.device.type == "cpu" else 8)
+        self.pipe = quiet_pipeline(prior, device)
+        self.together = batch_size or images_at_once(self.pipe)
         recorded = json.dumps(
             recorded_settings(self.pipe, self.settings, self.reading, depth, self.suffix), sort_keys=True
         )

@@ -189,7 +189,7 @@ class Run:
         generators = [image_generator(settings.seed, job.pair.name) for job in group]
         if scenes[0].is_volume:
             return scenes[0].fuse(pipe, replace(settings, seed=generators[0].initial_seed()), progress)[None]
-        return fuse_images(pipe, scenes, generators, settings, progress)
+        return fuse_images(pipe, scenes, generators, settings, progress)[0]
 
     def jobs(self, pairs: list[Pair]) -> Iterator[Job]:
         """The pairs in order, read unless they are complete; those that cannot be read are left out and listed."""

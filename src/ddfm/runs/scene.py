@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from ddfm.io.volume import Window
-    from ddfm.pipeline import DDFMPipeline
+    from ddfm.pipeline import DDFMPipeline, FusionOutput
     from ddfm.prior import Progress
     from ddfm.registration import Registration
 
@@ -129,8 +129,8 @@ class Scene:
         settings = changed(settings, changes)
         if self.is_volume:
             return self._fuse_slices(pipe, settings, progress)
-        result: np.ndarray = fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)[0]
-        return result
+        fused, _ = fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)
+        return np.asarray(fused[0])
 
     def overlaid(self, fused: np.ndarray, palette: str, blend: float = 0.5) -> np.ndarray:
         """The fused image for display, (H, W, 3): the thermal source as a palette's colours over it, where it has data.
@@ -257,14 +257,15 @@ class Scene:
         model = likelihood_of(settings)
         if hasattr(model, "for_volume"):  # and so would statistics of each slice
             settings = replace(settings, likelihood=model.for_volume(volumes))
-        todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), _slices_per_call(pipe)
+        todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), images_at_once(pipe)
         for at in (todo[k : k + at_once] for k in range(0, len(todo), at_once)):
 
             def step(under_way: float, steps: int, done: int = done, n: int = len(at)) -> None:
                 if progress:
                     progress(done + n * under_way / steps, len(fused))
 
-            fused[at] = _call(pipe, [list(v[at]) for v in volumes], _generators(settings.seed, len(at)), settings, step)
+            sources, generators = [list(v[at]) for v in volumes], _generators(settings.seed, len(at))
+            fused[at] = _output(pipe, sources, generators, settings, step).images
             done += len(at)
         if progress:
             progress(done, len(fused))
@@ -280,35 +281,37 @@ def fuse_images(
     generators: list[torch.Generator],
     settings: FusionSettings,
     progress: Progress | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """B scenes of images of one size in one call of the pipeline, a generator each; arguments as of `Scene.fuse`.
 
-    Returns (B, H, W), or (B, H, W, 3) if any is coloured. Raises InputError as the pipeline does.
+    Returns the fused images, (B, H, W), or (B, H, W, 3) if any is coloured, and `FusionOutput.std`, (B, H, W) or None.
+    Raises InputError as the pipeline does.
     """
     sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
-    fused = _call(pipe, [list(images) for images in sensors], generators, settings, progress)
+    output = _output(pipe, [list(images) for images in sensors], generators, settings, progress)
+    fused = np.asarray(output.images)
     for k, scene in enumerate(scenes):
         if any(scene.registrations):
             from ddfm.registration import with_frame_beyond
 
             fused[k] = with_frame_beyond(fused[k], scene.sources[scene.frame].pixels, scene.registrations)
-    return fused
+    return fused, output.std
 
 
-def _call(
+def images_at_once(pipe: DDFMPipeline) -> int:
+    """Images of one size to a call of the pipeline: more than one are no faster on the CPU, more than eight nowhere."""
+    return 1 if pipe.device.type == "cpu" else 8
+
+
+def _output(
     pipe: DDFMPipeline,
     sources: list[list[np.ndarray]],
     generators: list[torch.Generator],
     settings: FusionSettings,
     progress: Progress | None,
-) -> np.ndarray:
-    output = pipe(sources, settings, generator=generators, progress=progress, output_type="np")
-    return np.asarray(output.images)  # type: ignore[union-attr]
-
-
-def _slices_per_call(pipe: DDFMPipeline) -> int:
-    """Slices to a call: more than one are no faster on the CPU, more than eight nowhere."""
-    return 1 if pipe.device.type == "cpu" else 8
+) -> FusionOutput:
+    output = pipe(sources, settings, generator=generators, progress=progress)
+    return output  # type: ignore[return-value]
 
 
 def _generators(seed: int, n: int) -> list[torch.Generator]:
