@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddfm.colour import fused_colour, luma, prior_join, prior_split
 from ddfm.errors import InputError
-from ddfm.io.images import as_pixels
+from ddfm.io.images import as_pixels, eight_bits
 from ddfm.likelihoods import LIKELIHOODS, Likelihood, Released, check_likelihood
 from ddfm.prior import Denoiser, Progress, load_prior
 from ddfm.schedulers import make_sampler, shorthand
@@ -308,7 +308,7 @@ def _finish(lumas: Tensor, images: list[list[np.ndarray]], settings: FusionSetti
 
 def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[PIL.Image.Image] | Tensor:
     if output_type == "pil":
-        return [PIL.Image.fromarray(np.rint(image * 255).astype(np.uint8)) for image in images]
+        return [PIL.Image.fromarray(eight_bits(image)) for image in images]
     if any(image.ndim == 3 for image in images):  # a batch has one shape
         images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1) for image in images]
     stacked = np.stack(images)

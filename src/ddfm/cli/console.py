@@ -17,6 +17,16 @@ def plain(text: object) -> str:
     return escape(str(text).encode(errors="backslashreplace").decode())
 
 
+def say(text: object, console: Console = out) -> None:
+    """A line as it is: not wrapped, coloured or taken for markup."""
+    console.print(plain(text), highlight=False, soft_wrap=True)
+
+
+def note(text: object) -> None:
+    """The same on standard error."""
+    say(text, err)
+
+
 def progress_bar() -> Progress:
     """A bar on standard error with counts, time spent and time left."""
     columns = (
@@ -44,6 +54,6 @@ def reported(label: str) -> Iterator[Callable[[float, int], None]]:
         nonlocal last
         if time.monotonic() - last > EVERY:
             last = time.monotonic()
-            err.print(f"{label}: {done:.0f} of {total}", highlight=False)
+            note(f"{label}: {done:.0f} of {total}")
 
     yield line

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from ddfm.cli import loading
-from ddfm.cli.console import err, out, plain, progress_bar
+from ddfm.cli.console import note, out, reported, say
 from ddfm.cli.options import Device, Overwrite, Prior
 from ddfm.errors import InputError
 from ddfm.settings import FusionSettings
@@ -27,7 +27,7 @@ Html = Annotated[Path | None, typer.Option("--html", help="Write a self-containe
 PerImage = Annotated[bool, typer.Option("--per-image", help="One row per image as well.")]
 
 
-def _reports(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":
+def _claimed(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":
     """The files that a measurement writes, checked before the work."""
     from ddfm.io.outputs import Outputs
 
@@ -39,13 +39,14 @@ def _reports(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -
 
 
 def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html: Path | None, per_image: bool) -> None:
+    """On the terminal and to the files that were asked for."""
     table = evaluation.to_rich(per_image)
     needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
     Console(width=max(needed, out.width)).print(table)  # whole: numbers cut to fit a narrow terminal are no numbers
-    for note in evaluation.baseline_notes():
-        out.print(plain(note), highlight=False)
-    for stem in evaluation.unmatched:
-        err.print(f"unmatched: {plain(stem)}", highlight=False)
+    for comparison in evaluation.baseline_notes():
+        say(comparison)
+    for path in evaluation.unmatched:
+        note(f"unmatched: {path}")
     if csv:
         evaluation.to_csv(csv, per_image)
     if json:
@@ -80,15 +81,14 @@ def evaluate(
     methods = {name: Path(folder) for name, _, folder in named}
     if len(methods) < len(named):
         raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
-    _reports([*sources, *methods.values()], overwrite, csv, json, html)
-    with progress_bar() as bar:
-        task = bar.add_task("measuring", total=None)
+    _claimed([*sources, *methods.values()], overwrite, csv, json, html)
+    with reported("measuring") as progress:
         evaluation = evaluate_folders(
             methods,
             sources,
             convention,  # type: ignore[arg-type]  # checked there
             _names(metrics),
-            lambda done, total: bar.update(task, completed=done, total=total),
+            progress,
             published,
             baselines,
         )
@@ -114,22 +114,21 @@ def bench(
     """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
     from ddfm.evaluation.evaluate import bench as run_bench
 
-    outputs = _reports([*sources, prior], overwrite, csv, json, html)
+    outputs = _claimed([*sources, prior], overwrite, csv, json, html)
     methods = [settings, *(dataclasses.replace(settings, likelihood=name) for name in also)]
     pipe = loading.pipeline(prior, device)
 
     def method(chosen: FusionSettings) -> Any:
         return lambda images: pipe(images, chosen).images[0]  # type: ignore[union-attr]
 
-    with progress_bar() as bar:
-        task = bar.add_task("fusing and measuring", total=None)
+    with reported("fusing and measuring") as progress:
         evaluation = run_bench(
             sources,
             {chosen.likelihood: method(chosen) for chosen in methods},
             output,
             convention,  # type: ignore[arg-type]  # checked there
             _names(metrics),
-            lambda done, total: bar.update(task, completed=done, total=total),
+            progress,
             published,
             outputs=outputs,
         )

@@ -44,13 +44,17 @@ DEPTHS = {".png": (8, 16), ".tif": (8, 16, 32), ".tiff": (8, 16, 32), ".jpg": (8
 class Image:
     """An image and what is needed to write another one like it.
 
-    pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB; of a volume (S, H, W), S grey slices. bits: 8, 16 or 32
-    (a float file or one in units of its own). low, high: the file's values that became 0 and 1: (0, 255),
-    (0, 65535), (0, 1), or what normalisation chose. icc: the profile the pixels are in, None for sRGB or none
-    given. dpi: horizontal, vertical. header: the DICOM or NIfTI header. grid: where the pixels of such a file
-    lie in the patient. findings: a sentence for each thing that was assumed in reading. exif: as the file has it.
-    unit: of low and high where the file tells, such as "°C". geometry: of a source that shares its file with a photo,
-    see `thermal.read_sources`.
+    Attributes:
+        pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB; of a volume (S, H, W), S grey slices.
+        bits: 8, 16 or 32 (a float file or one in units of its own).
+        low, high: The file's values that became 0 and 1: (0, 255), (0, 65535), (0, 1), or what normalisation chose.
+        icc: The profile the pixels are in, None for sRGB or none given.
+        dpi: Horizontal, vertical.
+        header: The DICOM or NIfTI header.
+        grid: Where the pixels of such a file lie in the patient.
+        findings: A sentence for each thing that was assumed in reading.
+        exif: As the file has it.
+        unit: Of low and high where the file tells, such as "°C".
     """
 
     pixels: np.ndarray
@@ -65,7 +69,6 @@ class Image:
     findings: tuple[str, ...] = ()
     exif: bytes | None = None
     unit: str = ""
-    geometry: np.ndarray | None = None
 
     @property
     def is_volume(self) -> bool:
@@ -312,6 +315,11 @@ def to_unit(
 def is_medical(path: str | os.PathLike[str]) -> bool:
     """Whether the name is that of a DICOM or NIfTI file."""
     return os.fspath(path).lower().endswith((".dcm", ".dicom", ".nii", ".nii.gz"))
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """What an 8-bit file holds of floats, clipped to [0, 1] and rounded half to even: uint8 of their shape."""
+    return _quantised(pixels.clip(0, 1), 8)
 
 
 def _quantised(pixels: np.ndarray, bits: int) -> np.ndarray:

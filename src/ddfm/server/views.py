@@ -11,6 +11,7 @@ import PIL.Image
 
 from ddfm.colour import luma
 from ddfm.errors import InputError
+from ddfm.io.images import eight_bits
 from ddfm.server.fields import Overlay
 from ddfm.server.jobs import Job
 from ddfm.server.limits import Limits
@@ -34,7 +35,7 @@ _METRICS = {
 def png(pixels: np.ndarray) -> bytes:
     """Pixels (H, W) or (H, W, 3) in [0, 1] as an 8-bit PNG."""
     buffer = io.BytesIO()
-    PIL.Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    PIL.Image.fromarray(eight_bits(pixels)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
