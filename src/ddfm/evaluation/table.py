@@ -124,10 +124,10 @@ class Evaluation:
         kept = [[holds(dict(zip(LIMITS, image, strict=True))) for image in row] for row in self.guards]
         return {method: float(np.mean(row)) for method, row in zip(self.methods, kept, strict=True)}
 
-    def compare(self, method: str, other: str, resamples: int = 2000, seed: int = 0) -> list[Difference]:
+    def compare(self, method: str, other: str, seed: int = 0) -> list[Difference]:
         """Paired difference method - other for each metric, with a 95 % percentile bootstrap over the images."""
         paired = self.values[self.methods.index(method)] - self.values[self.methods.index(other)]
-        return [Difference(metric, *_bootstrap(paired[:, k], resamples, seed)) for k, metric in enumerate(self.metrics)]
+        return [Difference(metric, *_bootstrap(paired[:, k], seed)) for k, metric in enumerate(self.metrics)]
 
     def baseline_notes(self) -> list[BaselineNote]:
         """For each method that is no baseline and each metric, the baseline that wins or comes nearest."""
@@ -282,7 +282,7 @@ def _std(x: np.ndarray) -> float:
     return float(x.std(ddof=1)) if len(x) > 1 else math.nan
 
 
-def _bootstrap(x: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
+def _bootstrap(x: np.ndarray, seed: int, resamples: int = 2000) -> tuple[float, float, float]:
     """Mean of x and the 2.5 and 97.5 percentiles of the means of resamples of it, over its finite values."""
     x = x[np.isfinite(x)]
     if len(x) < 2:

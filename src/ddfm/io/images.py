@@ -124,7 +124,7 @@ def read_any(
     """Read a source: an image as `read` does, or a DICOM or NIfTI file of several slices, or a folder that holds a
     DICOM series: pixels (S, H, W), one map for all.
 
-    window: of a CT, see `medical.read_volume`; the range is then for what is no CT. scale_counts: whether a sensor's
+    window: of a CT, see `medical.read`; the range is then for what is no CT. scale_counts: whether a sensor's
     raw counts are stretched as by `normalise`, which `Image.findings` says: floats and wide integers outside [0, 1],
     and grey of more than 8 bits whose values span at most a quarter of the full scale and lie further above 0 than
     that. Raises InputError.
@@ -185,9 +185,7 @@ def _scaled(values: np.ndarray, name: str) -> str:
     )
 
 
-def write(
-    path: str | os.PathLike[str], pixels: Any, bits: int = 8, like: Image | None = None, quality: int = 95
-) -> None:
+def write(path: str | os.PathLike[str], pixels: Any, bits: int = 8, like: Image | None = None) -> None:
     """Write pixels, [0, 1], (H, W) or (H, W, 3) RGB, to a file whose format is its suffix.
 
     .png (8, 16 bits), .tif .tiff (8, 16, 32 = float), .jpg .jpeg .bmp (8), .dcm .nii .nii.gz (`like` gives
@@ -206,7 +204,7 @@ def write(
     space = b"GRAY" if pixels.ndim == 2 else b"RGB "  # a profile only where it is one for as many channels
     icc = like.icc if like.icc and like.icc[16:20] == space else None
     values = _quantised(pixels, bits)
-    write_bytes(path, encode(Path(path).suffix.lower(), values, icc, like.dpi, like.exif, quality))
+    write_bytes(path, encode(Path(path).suffix.lower(), values, icc, like.dpi, like.exif))
 
 
 def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:

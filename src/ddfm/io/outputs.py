@@ -10,7 +10,6 @@ Files are compared by what they are on the disk (device and inode), not by their
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 import unicodedata
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddfm.errors import InputError
-from ddfm.io.files import quoted
+from ddfm.io.files import quoted, reason
 
 PathLike = str | os.PathLike[str]
 _File = tuple[int, int] | tuple[object, str]  # (device, inode), or of a file to be: (its folder, its name)
@@ -95,8 +94,8 @@ class Outputs:
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"Cannot use the folder {name}: {reason.lower()}; choose another one.") from error
+            why = reason(error) if isinstance(error, OSError) else "that is not a possible name"
+            raise InputError(f"Cannot use the folder {name}: {why}.") from error
         return Path(path)
 
     def _same_on_this_disk(self, path: Path) -> Path | None:
@@ -115,13 +114,7 @@ def _identity(path: Path, name: str) -> tuple[_File, bool]:
             target = os.path.realpath(path)  # of a link that leads nowhere yet: where writing would put it
             return (_folder_identity(os.path.dirname(target)), os.path.basename(target)), False
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise InputError(
-                f"{name} is a link that leads back to itself; remove it or choose another name."
-            ) from error
-        raise InputError(
-            f"Cannot write {name}: {(error.strerror or str(error)).lower()}; choose another name."
-        ) from error
+        raise InputError(f"Cannot write {name}: {reason(error)}.") from error
     except ValueError as error:  # NUL, or half a character
         raise InputError(f"Cannot write {name}: that is not a possible file name; choose another one.") from error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ddfm.errors import InputError
 from ddfm.io import sensors, thermal
-from ddfm.io.images import quoted
+from ddfm.io.files import listed, quoted
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
@@ -263,9 +263,4 @@ def _listed(folder: Path) -> list[Path]:
     """What is in a folder, sorted. Raises InputError."""
     if not os.path.isdir(folder):
         raise InputError(f"{quoted(folder)} is not a folder; check the name.")
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"Cannot read the folder {quoted(folder)}: {(error.strerror or str(error)).lower()}."
-        ) from error
+    return listed(folder)

@@ -58,7 +58,7 @@ def hounsfield(window: Window) -> tuple[float, float]:
 
 
 def to_image(volume: Volume, path: Path, normalise: bool, window: Window | None) -> Image:
-    """The volume as an Image, float32 [0, 1] (S, H, W); padding and NaN become 0, the background.
+    """The volume as an Image, float32 [0, 1] (S, H, W), or (H, W) of a single slice; padding and NaN become 0.
 
     window: of a CT: so the file says or, where it says nothing (NIfTI), the numbers look like Hounsfield units.
     Raises InputError for infinite, absent and huge values.
@@ -91,6 +91,7 @@ def to_image(volume: Volume, path: Path, normalise: bool, window: Window | None)
         out[:] = np.clip((numbers.astype(np.float64) - low) / (high - low), 0, 1)
         if void is not None:
             out[void[k]] = 0
+    pixels = pixels if len(pixels) > 1 else pixels[0]
     return Image(pixels, 32, path, low, high, header=volume.header, grid=volume.grid, findings=tuple(findings))
 
 
