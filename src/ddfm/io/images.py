@@ -75,6 +75,23 @@ class Image:
         """Whether the pixels are slices: DICOM and NIfTI, which alone have headers, are never coloured."""
         return self.header is not None and self.pixels.ndim == 3
 
+    @property
+    def name(self) -> str:
+        """For a sentence: its file."""
+        return quoted(self.path) if self.path is not None else "A source"
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """(H, W), of a volume that of a slice."""
+        height, width = self.pixels.shape[1:] if self.is_volume else self.pixels.shape[:2]
+        return height, width
+
+    @property
+    def size(self) -> str:
+        """For a sentence: width x height, of a volume x slices."""
+        size = f"{self.plane[1]}x{self.plane[0]}"
+        return f"{size}x{len(self.pixels)}" if self.is_volume else size
+
     def restore(self, pixels: np.ndarray) -> np.ndarray:
         """[0, 1] back to the file's own values (counts, Hounsfield units ...): low + pixels (high - low),
         float64.

@@ -283,6 +283,19 @@ def _registered(scene: Scene) -> dict[str, Any]:
     return {"registrations": [x and x.as_dict() for x in scene.registrations]} if scene.registrations else {}
 
 
+def check_format(out: Path, suffix: str, depth: Depth) -> None:
+    """Raise InputError where no result with this extension and depth can be written in the folder."""
+    images.check_target(existing(out) / f"x{suffix}", 8 if depth == "same" else depth)
+
+
+def earlier_results(out: str | Path) -> InputError:
+    """Of a folder with results that the run was told neither to resume nor to replace."""
+    return InputError(
+        f"{images.quoted(out)} has the results of an earlier run: resume it (--resume), replace them (--overwrite), or "
+        "choose another folder."
+    )
+
+
 def existing(folder: Path) -> Path:
     """The folder, or in a dry run the one that it would be made in."""
     return next((x for x in (folder, *folder.parents) if x.exists()), folder)

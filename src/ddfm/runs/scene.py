@@ -97,7 +97,7 @@ class Scene:
         if not scene.is_volume:
             scene = scene._in_frame(reading)
         elif reading.align or reading.rig or reading.crop:
-            raise InputError(f"{_name(sources[0])} is a volume: use a rigid registration, not align, rig or crop.")
+            raise InputError(f"{sources[0].name} is a volume: use a rigid registration, not align, rig or crop.")
         scene._check_sizes()
         return scene
 
@@ -203,7 +203,7 @@ class Scene:
         for source in self.sources:
             if source.is_volume != first.is_volume:
                 raise InputError(
-                    f"{_name(source)} is {_kind(source)} but {_name(first)} is {_kind(first)}; fuse images with "
+                    f"{source.name} is {_kind(source)} but {first.name} is {_kind(first)}; fuse images with "
                     "images and volumes with volumes."
                 )
 
@@ -212,13 +212,12 @@ class Scene:
 
         first = self.sources[0]
         for source in self.sources:
-            if _size(source) != _size(first):
+            if source.size != first.size:
                 raise InputError(
-                    f"{_name(source)} is {_size(source)} but {_name(first)} is {_size(first)}; register them to one "
-                    "size first."
+                    f"{source.name} is {source.size} but {first.name} is {first.size}; register them to one size first."
                 )
-        if min(_shape(first)[:2]) < SMALLEST:
-            raise InputError(f"{_name(first)} is {_size(first)}; at least {SMALLEST}x{SMALLEST} is needed.")
+        if min(first.plane) < SMALLEST:
+            raise InputError(f"{first.name} is {first.size}; at least {SMALLEST}x{SMALLEST} is needed.")
 
     def _in_frame(self, how: Reading) -> Scene:
         """Images of any sizes on the grid of one of them."""
@@ -347,7 +346,7 @@ def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]
     if len(painted) == len(coloured):
         return sources, []
     said = [
-        f"{_name(source)} has the colours of a palette: its brightness is fused, the colours are those of the photo."
+        f"{source.name} has the colours of a palette: its brightness is fused, the colours are those of the photo."
         for source in painted
     ]
     grey = [replace(x, pixels=luma(x.pixels)) if any(x is p for p in painted) else x for x in sources]
@@ -369,21 +368,5 @@ def _check_options(sources: list[Image], medical: bool, frame: int, window: Wind
             raise InputError("A window in Hounsfield units was asked for, but none of the sources is a CT.")
 
 
-def _name(source: Image) -> str:
-    return quoted(source.path) if source.path is not None else "A source"
-
-
 def _kind(source: Image) -> str:
     return f"a volume of {len(source.pixels)} slices" if source.is_volume else "an image"
-
-
-def _shape(source: Image) -> tuple[int, ...]:
-    """(H, W), or (H, W, S) of a volume."""
-    shape = source.pixels.shape
-    return (*shape[1:], shape[0]) if source.is_volume else shape[:2]
-
-
-def _size(source: Image) -> str:
-    """For a sentence: width x height (x slices)."""
-    height, width, *slices = _shape(source)
-    return "x".join(map(str, (width, height, *slices)))

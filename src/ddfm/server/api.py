@@ -207,8 +207,8 @@ def _form(limits: Limits) -> dict[str, Any]:
 
 
 def _status(service: Service, job: Job) -> schemas.JobStatus:
-    first = job.scene.sources[0].pixels
-    slices, (height, width) = (len(first), first.shape[1:]) if job.scene.is_volume else (0, first.shape[:2])
+    first = job.scene.sources[0]
+    height, width = first.plane
     until = time.monotonic() if math.isnan(job.ended) else job.ended
     return schemas.JobStatus(
         id=job.id,
@@ -220,7 +220,7 @@ def _status(service: Service, job: Job) -> schemas.JobStatus:
         names=job.upload.sources(len(job.scene.sources)),
         width=width,
         height=height,
-        slices=slices,
+        slices=len(first.pixels) if first.is_volume else 0,
         findings=job.scene.findings,
         formats=possible(job.scene, job.settings.colour, job.overlay.palette),
         uncertainty=None if job.std is None else float(job.std.max()),

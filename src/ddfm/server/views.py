@@ -64,7 +64,7 @@ def metrics(job: Job, number: int, limits: Limits) -> list[Metric]:
 
     assert job.fused is not None
     images = [job.fused, *(source.pixels for source in job.scene.sources)]
-    height, width = job.fused.shape[1:] if job.scene.is_volume else job.fused.shape[:2]
+    height, width = job.scene.sources[0].plane
     if height * width > limits.measured_pixels:
         at_most = f"{limits.measured_pixels:,}"
         raise Problem(413, f"The result has {height * width:,} pixels; those of up to {at_most} are measured.")
