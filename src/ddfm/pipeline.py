@@ -115,7 +115,7 @@ class DDFMPipeline(DiffusionPipeline):
         """Fuse registered images of one scene.
 
         Args:
-            sources: One entry a sensor, [infrared, visible] or [MRI, PET]: an image, or a list of B images for a
+            sources: One entry per sensor, [infrared, visible] or [MRI, PET]: an image, or a list of B images for a
                 batch. An image is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
                 a path; all of one size, 16 x 16 or more.
             settings: How to fuse; `changes` are fields of it, `pipe(sources, likelihood="paper", tile=256)`. Its seed

@@ -110,7 +110,6 @@ def register(
 
     ddfm register thermal.png photo.jpg --write-aligned thermal_in_photo.png
     """
-
     from ddfm.io import images
     from ddfm.io.outputs import Outputs
     from ddfm.registration import frame_of
@@ -148,7 +147,10 @@ def demo(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fuse a night street and a head phantom, fuse both pairs, and show the results side by side."""
+    """Fuse two scenes that come with the package, a night street and a head, and show them side by side.
+
+    Example: ddfm demo demo --overwrite
+    """
     from ddfm.colour import fused_colour, luma
     from ddfm.demo import save_scenes, side_by_side
     from ddfm.evaluation.baselines import average
@@ -167,7 +169,7 @@ def demo(
         pair = [source.pixels for source in scene.sources]
         fused = loading.run(pipe, scene, FusionSettings(), name)
         images.write(folder / f"{name}_fused.png", fused)
-        averaged = fused_colour(average([luma(picture) for picture in pair]), pair)
+        averaged = fused_colour(average([luma(image) for image in pair]), pair)
         panels = [images.eight_bits(image) for image in (*pair, averaged, fused)]
         images.write(folder / f"{name}_side_by_side.png", side_by_side(panels, [*labels, "average", "ddfm"]))
         for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):

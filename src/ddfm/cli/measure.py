@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ddfm.cli import loading
 from ddfm.cli.console import note, out, reported, say
-from ddfm.cli.options import Device, Overwrite, Prior
+from ddfm.cli.options import INPUT, METHOD, OUTPUT, Device, Overwrite, Prior, option
 from ddfm.errors import InputError
 from ddfm.settings import FusionSettings
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from ddfm.io.outputs import Outputs
 
 Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
-Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source images; once for each sensor.")]
+Sources = Annotated[list[Path], option("A folder of source images; once per sensor.", INPUT, "--sources")]
 Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
 Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs, m3fd, roadscene, tno or harvard.")]
-Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write everything here.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report here.")]
-PerImage = Annotated[bool, typer.Option("--per-image", help="One row per image as well.")]
+Csv = Annotated[Path | None, option("Write the table here.", OUTPUT, "--csv")]
+Json = Annotated[Path | None, option("Write everything here.", OUTPUT, "--json")]
+Html = Annotated[Path | None, option("Write a self-contained report here.", OUTPUT, "--html")]
+PerImage = Annotated[bool, option("One row per image instead of means.", OUTPUT, "--per-image")]
 
 
 def _claimed(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":
@@ -62,7 +62,7 @@ def _names(metrics: str | None) -> list[str] | None:
 
 
 def evaluate(
-    fused: Annotated[list[str], typer.Option("--fused", help="DIR or NAME=DIR; once for each method.")],
+    fused: Annotated[list[str], option("DIR or NAME=DIR; once per method.", INPUT, "--fused")],
     sources: Sources,
     convention: Convention = "ddfm",
     metrics: Metrics = None,
@@ -74,7 +74,10 @@ def evaluate(
     html: Html = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Measure folders of fused images against their sources."""
+    """Measure folders of fused images against their sources.
+
+    Example: ddfm evaluate --fused ours=fused --sources infrared --sources visible --html report.html
+    """
     from ddfm.evaluation.evaluate import evaluate_folders
 
     named = [text.partition("=") if "=" in text else (Path(text).name, "=", text) for text in fused]
@@ -98,10 +101,10 @@ def evaluate(
 def bench(
     sources: Sources,
     settings: FusionSettings,
-    also: Annotated[list[str], typer.Option("--also", help="A further likelihood to measure beside.")] = [],  # noqa: B006
+    also: Annotated[list[str], option("A further likelihood to measure beside.", METHOD, "--also")] = [],  # noqa: B006
     prior: Prior = "embedded",
     device: Device = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused images here.")] = None,
+    output: Annotated[Path | None, option("Keep the fused images here.", OUTPUT, "--output", "-o")] = None,
     convention: Convention = "ddfm",
     metrics: Metrics = None,
     published: Published = None,
@@ -111,7 +114,10 @@ def bench(
     html: Html = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
+    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all.
+
+    Example: ddfm bench --sources infrared --sources visible --also paper
+    """
     from ddfm.evaluation.evaluate import bench as run_bench
 
     outputs = _claimed([*sources, prior], overwrite, csv, json, html)

@@ -8,7 +8,7 @@ import typer
 from ddfm.cli.console import out, say
 from ddfm.cli.options import Device, Overwrite
 
-app = typer.Typer(help="The image prior: look at it, fetch the paper's, train the embedded one.", no_args_is_help=True)
+app = typer.Typer(help="The image prior: describe it, fetch the paper's, train the embedded one.", no_args_is_help=True)
 
 
 @app.command("info")
@@ -46,7 +46,7 @@ def prior_export(
     source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a prior's network as ONNX, for images of any size (needs `pip install ddfm[onnx]`).
+    r"""Write a prior's network as ONNX, for images of any size (needs `pip install ddfm\[onnx]`).
 
     Example: ddfm prior export --onnx prior.onnx
     """
@@ -68,7 +68,10 @@ def prior_train(
     threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train the embedded prior, or resume a run."""
+    """Train the embedded prior, or resume a run.
+
+    Example: ddfm prior train PHOTOS -o runs/first
+    """
     import torch
 
     from ddfm.prior import usable_device

@@ -1,4 +1,4 @@
-"""Numbers with a unit to pixels in [0, 1]: one linear map for a whole volume, never one a slice.
+"""Numbers with a unit to pixels in [0, 1]: one linear map for a whole volume, never one per slice.
 
 The smallest to the largest value becomes [0, 1]; or, normalised, the 0.1 to 99.9 percentiles; or, for a CT, a window in
 Hounsfield units. `Image.low` and `high` keep the map.

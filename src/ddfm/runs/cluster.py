@@ -50,7 +50,7 @@ from ddfm.runs.scene import Depth, images_at_once
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.parquet"
-ROWS = 16  # pairs a task: what is verified again where a worker dies
+ROWS = 16  # pairs per task: what is verified again where a worker dies
 SHOWN = 100  # failures that the driver keeps; the manifest has all
 
 # What comes out of `FuseBatch`, one row per pair.

@@ -254,14 +254,14 @@ class Run:
                 yield waiting.pop(kind)
         yield from waiting.values()
 
-    def write(self, group: list[Job], pictures: np.ndarray, seconds: float) -> None:
+    def write(self, group: list[Job], fused: np.ndarray, seconds: float) -> None:
         """First the file, then its line in the manifest: what has a line is whole."""
         self.manifest.begin({job.pair.name: job.output for job in group if not job.complete})
-        for job, picture in zip(group, pictures, strict=True):
+        for job, image in zip(group, fused, strict=True):
             if job.complete or job.scene is None:
                 continue
             try:
-                job.scene.write(job.output, picture, self.depth)
+                job.scene.write(job.output, image, self.depth)
             except Exception as error:  # whatever it is, the others go on
                 self.result.failed[job.pair.name] = sentence_of(error)
                 continue

@@ -321,13 +321,13 @@ def _generators(seed: int, n: int) -> list[torch.Generator]:
 
 
 def _read(path: str | os.PathLike[str], how: Reading) -> Image:
-    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the picture painted from them."""
+    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the image painted from them."""
     unread: tuple[str, ...] = ()
     if not os.path.isdir(path) and thermal.is_radiometric(path):
         try:
             return thermal.read_temperatures(path, how.value_range)
         except InputError as error:
-            unread = (f"The picture in {quoted(path)} is taken instead of its temperatures: {error}",)
+            unread = (f"The image in {quoted(path)} is taken instead of its temperatures: {error}",)
     image = images.read_any(path, how.normalise, how.value_range, how.window)
     if how.value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
         low, high = how.value_range

@@ -228,8 +228,8 @@ def _claimed_inside(path: Path) -> int:
         raise InputError(f"{path} holds more images than a camera puts into a file; save or copy it again.")
     largest = 0
     for start in starts:
-        picture = io.BytesIO(flir[start:])
-        with contextlib.suppress(OSError, ValueError), PIL.Image.open(picture, formats=("PNG", "JPEG")) as image:
+        inside = io.BytesIO(flir[start:])
+        with contextlib.suppress(OSError, ValueError), PIL.Image.open(inside, formats=("PNG", "JPEG")) as image:
             largest = max(largest, image.width * image.height)  # else bytes that only look like an image
     return largest
 

@@ -1,4 +1,4 @@
-"""One thread a device: takes jobs from the queue, those of one size together, and fuses them."""
+"""One thread per device: it takes jobs from the queue, those of one size together, and fuses them."""
 
 from __future__ import annotations
 
