@@ -127,7 +127,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     def settings(values: dict[str, Any]) -> FusionSettings:
         return settings_from({name: text for name, text in values.items() if text is not None})
 
-    return _with(command, "settings", added, settings)
+    return with_options(command, "settings", added, settings)
 
 
 def with_reading(command: Callable[..., None]) -> Callable[..., None]:
@@ -136,10 +136,10 @@ def with_reading(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
         for name, (annotation, default) in READING.items()
     ]
-    return _with(command, "reading", added, _reading_from)
+    return with_options(command, "reading", added, _reading_from)
 
 
-def _with(
+def with_options(
     command: Callable[..., None],
     parameter: str,
     options: list[inspect.Parameter],
