@@ -1,17 +1,16 @@
 """The commands `evaluate` and `bench`: measuring fused images."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 
 from ddfm.cli import loading
 from ddfm.cli.console import note, out, reported, say
-from ddfm.cli.options import INPUT, METHOD, OUTPUT, Device, Overwrite, Prior, option, with_options
+from ddfm.cli.options import INPUT, METHOD, OUTPUT, Device, Overwrite, Prior, option, options_of, with_options
 from ddfm.errors import InputError
 from ddfm.settings import FusionSettings
 
@@ -71,12 +70,7 @@ class Measuring:
 
 def with_measuring(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameter `measuring` becomes the options of `Measuring`."""
-    types = get_type_hints(Measuring, include_extras=True)
-    added = [
-        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=types[each.name])
-        for each in dataclasses.fields(Measuring)
-    ]
-    return with_options(command, "measuring", added, lambda values: Measuring(**values))
+    return with_options(command, "measuring", options_of(Measuring), lambda values: Measuring(**values))
 
 
 @with_measuring
