@@ -131,7 +131,7 @@ class DDFMPipeline(DiffusionPipeline):
             changes: Fields of `FusionSettings`.
 
         Raises:
-            InputError: a source that is no image, sizes that differ, an unknown name, a tile that does not fit, a
+            InputError: a source that is not an image, sizes that differ, an unknown name, a tile that does not fit, a
                 scheduler that cannot step from a given x0.
         """
         # 1. What was asked for
@@ -240,7 +240,7 @@ setattr(diffusers, DDFMPipeline.__name__, DDFMPipeline)  # where DiffusionPipeli
 
 
 def likelihood_of(settings: FusionSettings) -> Likelihood:
-    """The likelihood that the settings name, or the object that they hold. Raises InputError for what is none."""
+    """The likelihood that the settings name, or the object that they hold. Raises InputError for any other object."""
     if not isinstance(settings.likelihood, str):
         check_likelihood(settings.likelihood)
         given: Likelihood = settings.likelihood

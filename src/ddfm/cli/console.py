@@ -13,7 +13,7 @@ EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 
 
 def plain(text: object) -> str:
-    """Without rich's markup, as file names may hold brackets, and what is no text (a name not in UTF-8) escaped."""
+    """Without rich's markup, as file names may hold brackets, and what is not text (a name not in UTF-8) escaped."""
     return escape(str(text).encode(errors="backslashreplace").decode())
 
 

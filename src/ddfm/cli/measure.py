@@ -53,7 +53,7 @@ class Measuring:
         """On the terminal and to the files that were asked for."""
         table = evaluation.to_rich(self.per_image)
         needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
-        Console(width=max(needed, out.width)).print(table)  # whole: numbers cut to fit a terminal are no numbers
+        Console(width=max(needed, out.width)).print(table)  # never cut to fit: half a number is worse than none
         for comparison in evaluation.baseline_notes():
             say(comparison)
         for path in evaluation.unmatched:

@@ -130,7 +130,7 @@ class Evaluation:
         return [Difference(metric, *_bootstrap(paired[:, k], seed)) for k, metric in enumerate(self.metrics)]
 
     def baseline_notes(self) -> list[BaselineNote]:
-        """For each method that is no baseline and each metric, the baseline that wins or comes nearest."""
+        """For each metric and each method that is not a baseline, the baseline that wins or comes nearest."""
         mean, notes = self.mean(), []
         rivals = [self.methods.index(name) for name in self.baselines]
         for row, method in enumerate(self.methods):

@@ -102,7 +102,7 @@ def one_sentence(name: str) -> Iterator[None]:
         except MemoryError as error:
             raise InputError(f"{name} does not fit into memory; use a smaller image.") from error
         except NotImplementedError as error:
-            raise InputError(f"{name} is stored in a rare way; save it as PNG or as TIFF with LZW.") from error
+            raise InputError(f"{name} is stored in an unusual way; save it as PNG or as TIFF with LZW.") from error
         except Exception as error:  # broken bytes make decoders raise OSError, SyntaxError, struct.error, KeyError
             raise _damaged(name) from error
         finally:

@@ -1,9 +1,9 @@
 """A fused image as a DICOM file: a new, derived object, composed rather than copied.
 
-It is a Multi-frame Grayscale Word Secondary Capture (PS3.3, A.8.4): its values are no scanner's, so no modality's
-object fits. Patient and study are those of the source it is written like; position, orientation and spacing are the
-grid's, for each frame; the sources are referred to. Nothing else of a source is taken: no icon, overlay, acquisition
-parameter or private element.
+It is a Multi-frame Grayscale Word Secondary Capture (PS3.3, A.8.4): its values were not measured by a scanner, so no
+modality's object fits. Patient and study are those of the source it is written like; position, orientation and spacing
+are the grid's, for each frame; the sources are referred to. Nothing else of a source is taken: no icon, overlay,
+acquisition parameter or private element.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _describe(dataset: Any, like: Image) -> None:
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.SeriesNumber, dataset.InstanceNumber = None, "1"
     dataset.SeriesDescription = "DDFM image fusion"
-    dataset.DerivationDescription = "Fused from the source images by DDFM; the values are no scanner's"
+    dataset.DerivationDescription = "Fused from the source images by DDFM; not measured by a scanner"
     # PS3.16 has no code for it; its context group may be extended.
     dataset.DerivationCodeSequence = [coded("FUSION", "99DDFM", "Image fusion")]
     dataset.Manufacturer, dataset.ManufacturerModelName = "DDFM", "ddfm"

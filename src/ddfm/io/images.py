@@ -141,7 +141,7 @@ def read_any(
     """Read a source: an image as `read` does, or a DICOM or NIfTI file of several slices, or a folder that holds a
     DICOM series: pixels (S, H, W), one map for all.
 
-    window: of a CT, see `medical.read`; the range is then for what is no CT. scale_counts: whether a sensor's
+    window: of a CT, see `medical.read`; the range is then for what is not a CT. scale_counts: whether a sensor's
     raw counts are stretched as by `normalise`, which `Image.findings` says: floats and wide integers outside [0, 1],
     and grey of more than 8 bits whose values span at most a quarter of the full scale and lie further above 0 than
     that. Raises InputError.
@@ -186,7 +186,7 @@ def _ranged(image: Image, value_range: Range | None, window: Any) -> Image:
 
 def _are_counts(values: np.ndarray, full: float | None) -> bool:
     """Whether grey values of more than 8 bits are a sensor's counts: a narrow span (one tone, if they were taken as
-    they are) far above 0. A dark image of 16 bits reaches down to 0 and is none."""
+    they are) far above 0. A dark image of 16 bits reaches down to 0 and is not one of them."""
     if values.ndim != 2 or full is None or full <= 255:
         return False
     low, high = np.percentile(values, PERCENTILES)

@@ -62,7 +62,7 @@ def find_groups(
 def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
     """The images that all folders have, by stem: {stem: [path in each folder]} in order of stem, and the unmatched.
 
-    Extensions may differ between folders. Raises InputError for something that is no folder, an empty folder, two
+    Extensions may differ between folders. Raises InputError for something that is not a folder, an empty folder, two
     files of one stem in a folder, and where nothing matches.
     """
     tables = [_by_stem(Path(folder), {p.name: p for p in _listed(Path(folder)) if p.is_file()}) for folder in folders]

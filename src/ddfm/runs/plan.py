@@ -52,7 +52,7 @@ def plan(given: Pairs, out: Path, suffix: str, patterns: Sequence[str] = ()) -> 
         raise InputError("Fusion takes a folder for each sensor, one folder of all, or a CSV file; none was given.")
     if len(paths) == 1 and not paths[0].is_dir():
         if patterns:
-            raise InputError(f"{images.quoted(paths[0])} is no folder: patterns are of the names in a folder.")
+            raise InputError(f"{images.quoted(paths[0])} is not a folder: patterns are for the names in a folder.")
         return Plan(_from_csv(paths[0], out, suffix))
     folders = {os.path.realpath(path) for path in paths}
     if os.path.realpath(out) in folders:

@@ -115,7 +115,7 @@ def fetched(uri: str, folder: Path, missing: bool = False) -> Path:
 
 
 def read_json(path: str) -> Row:
-    """An object of a file; empty where there is none."""
+    """The JSON object in a file; empty where there is none."""
     try:
         with fsspec.open(path, "rb") as file:
             found = json.loads(file.read())

@@ -138,7 +138,7 @@ class Scene:
         The thermal source is the first grey one. Raises InputError for volumes and where all are in colour.
         """
         if self.is_volume or all(source.pixels.ndim == 3 for source in self.sources):
-            raise InputError("A palette is for the first grey image among the sources; there is none.")
+            raise InputError("A palette needs a grey image among the sources; there is none.")
         k = next(k for k, source in enumerate(self.sources) if source.pixels.ndim == 2)
         place = self.registrations[k] if self.registrations else None
         where = place.coverage if place is not None and place.fixed_shape == fused.shape[:2] else None

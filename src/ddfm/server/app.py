@@ -137,7 +137,7 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Raises InputError: the port is taken, or the address is none of this machine."""
+    """Raises InputError: the port is taken, or the address is not one of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # by name: else asyncio delays answers
     try:

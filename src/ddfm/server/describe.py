@@ -61,7 +61,7 @@ _CHOICES = {
     "precision": {"auto": "Automatic", "float32": "float32", "bfloat16": "bfloat16"},
     "palette": {name: name.capitalize() for name in PALETTE_NAMES},
 }
-# name: (kind, default, stage) of what is no field of FusionSettings
+# name: (kind, default, stage) of what is not a field of FusionSettings
 _OTHERS = {
     "align": ("choice", None, "reading"),
     "normalise": ("flag", False, "reading"),

@@ -87,7 +87,7 @@ class Service:
                 upload, wanted, pixels = await self._admitted(request, folder)
                 try:
                     scene = await anyio.to_thread.run_sync(_read, upload, wanted.reading, wanted.overlay)
-                    if not keep:  # who waits has said in which format
+                    if not keep:  # whoever waits has said in which format
                         negotiate(
                             request.headers.get("accept", ""), scene, wanted.settings.colour, wanted.overlay.palette
                         )

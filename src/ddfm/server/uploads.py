@@ -74,8 +74,8 @@ class Upload:
 async def receive(request: Request, limits: Limits, folder: Path) -> Upload:
     """The form of a request, its files in `folder`.
 
-    Raises Problem: 400 for what is no form, 408 and 413 for one that is too slow or too large, 415 for one of another
-    type, 422 for the wrong number of sources.
+    Raises Problem: 400 for what is not a form, 408 and 413 for one that is too slow or too large, 415 for another
+    content type, 422 for the wrong number of sources.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "multipart/form-data":
         raise Problem(415, "The request is not multipart/form-data; send the images as its `sources`.")
@@ -102,7 +102,7 @@ async def receive(request: Request, limits: Limits, folder: Path) -> Upload:
 def claimed_pixels(upload: Upload) -> int:
     """Pixels of all sources together once they have the size of the largest, as the headers claim; nothing is decoded.
 
-    Raises Problem 415 for a file that is no image, InputError for a header that cannot be read.
+    Raises Problem 415 for a file that is not an image, InputError for a header that cannot be read.
     """
     with upload.named():
         claimed = [_claimed(path, name) for path, name in zip(upload.paths, upload.names, strict=True)]
