@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,26 +20,17 @@ from ddfm.errors import InputError, out_of_memory
 from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
-from ddfm.runs.manifest import sha256
+from ddfm.runs.manifest import Manifest, sha256
 from ddfm.runs.plan import Pair
 from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Depth, Scene, fuse_images
 from ddfm.settings import FusionSettings
 
+if TYPE_CHECKING:
+    from ddfm.runs.records import Records
+
 GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded
 WRITES_WAITING = 2  # groups
-
-
-class Record(Protocol):
-    """What is complete and what is not; `Manifest` documents its members."""
-
-    def complete(self, name: str, output: Path, hashes: list[str]) -> dict[str, Any] | None: ...  # noqa: D102
-    def made(self, name: str, output: Path) -> bool: ...  # noqa: D102
-    def begin(self, outputs: dict[str, Path]) -> None: ...  # noqa: D102
-    def add(  # noqa: D102
-        self, name: str, output: Path, sources: list[Path], hashes: list[str], **more: Any
-    ) -> None: ...
-    def add_failure(self, name: str, sentence: str) -> None: ...  # noqa: D102
 
 
 @dataclass
@@ -97,7 +88,7 @@ class Run:
     """What the three threads share.
 
     Args:
-        manifest: What is complete.
+        manifest: What is complete, on one machine or on a cluster.
         result: Its pairs are what there is to do; the rest is filled in.
         depth: As of `batch`.
         reading: How sources are read.
@@ -105,7 +96,7 @@ class Run:
         together: Images of one size that go through the network together.
     """
 
-    manifest: Record
+    manifest: "Manifest | Records"
     result: BatchResult
     depth: Depth
     reading: Reading

@@ -30,7 +30,6 @@ from ddfm.settings import Colour, FusionSettings, changed
 if TYPE_CHECKING:
     import torch
 
-    from ddfm.io.volume import Window
     from ddfm.pipeline import DDFMPipeline, FusionOutput
     from ddfm.prior import Progress
     from ddfm.registration import Registration
@@ -91,7 +90,7 @@ class Scene:
             findings += volumes.check_patients(sources, reading.allow_different_patients)
             sources, said = volumes.to_frame(sources, frame, reading.rigid)
             findings += said
-        _check_options(sources, medical, frame, reading.window, reading.rigid)
+        _check_options(sources, medical, reading)
         scene = cls(sources, findings, frame)
         scene._check_kinds()
         if not scene.is_volume:
@@ -353,18 +352,18 @@ def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]
     return grey, said
 
 
-def _check_options(sources: list[Image], medical: bool, frame: int, window: Window | None, rigid: bool) -> None:
+def _check_options(sources: list[Image], medical: bool, how: Reading) -> None:
     """What was asked of volumes and cannot be done is refused rather than ignored."""
-    if not medical and (window is not None or rigid):
+    if not medical and (how.window is not None or how.rigid):
         raise InputError(
             "A window and rigid registration are for DICOM and NIfTI files; there is none among the sources."
         )
-    if not 0 <= frame < len(sources):
-        raise InputError(f"The frame cannot be source number {frame + 1}: there are only {len(sources)} sources.")
-    if window is not None:
+    if how.frame is not None and not 0 <= how.frame < len(sources):
+        raise InputError(f"The frame cannot be source number {how.frame + 1}: there are only {len(sources)} sources.")
+    if how.window is not None:
         from ddfm.io.medical import hounsfield
 
-        if not any((source.low, source.high) == hounsfield(window) for source in sources):
+        if not any((source.low, source.high) == hounsfield(how.window) for source in sources):
             raise InputError("A window in Hounsfield units was asked for, but none of the sources is a CT.")
 
 
