@@ -103,6 +103,7 @@ def test_a_folder_of_results(source, tmp_path):
     out = Outputs([]).folder(tmp_path / "new" / "out")
     (out / ".ddfm-0123456789abcdef.part").write_bytes(b"half")
     (out / "kept").touch()
+    assert len(list(Outputs([]).folder(out, shared=True).iterdir())) == 2  # another worker's
     assert [path.name for path in Outputs([]).folder(out).iterdir()] == ["kept"]
     with pytest.raises(InputError, match="folder of sources"):
         Outputs([source.parent]).folder(tmp_path / "in" / ".." / "in")

@@ -71,7 +71,7 @@ def test_the_bytes_are_those_of_one_machine_and_a_second_run_verifies_them(nodes
     there = batch_on_cluster(
         pairs, tmp_path / "out", progress=lambda now: seen.append((now.done, now.total)), **options
     )
-    assert (there.fused, there.complete, there.failed) == (40, 0, 0) and not one.failed
+    assert (there.fused, there.complete, there.failures) == (40, 0, {}) and not one.failed
     assert seen[-1] == (40, 40)
     assert files(tmp_path / "out") == files(tmp_path / "one")
     listed = {row["name"]: row for row in rows(tmp_path / "out")}

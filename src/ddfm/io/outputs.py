@@ -78,8 +78,10 @@ class Outputs:
         self._names[_folded(path)] = path
         return path
 
-    def folder(self, path: PathLike) -> Path:
+    def folder(self, path: PathLike, shared: bool = False) -> Path:
         """Make a folder for results, rid of what a killed run left half written in it.
+
+        shared: others may be writing there now; what is half written is left alone.
 
         Raises InputError where it cannot be made or is one of the inputs' own folders.
         """
@@ -89,7 +91,7 @@ class Outputs:
             status = os.stat(path)
             if (status.st_dev, status.st_ino) in self._folders:
                 raise InputError(f"The results cannot go to {name}: it is a folder of sources; choose another one.")
-            for part in Path(path).glob(".ddfm-*.part"):
+            for part in [] if shared else Path(path).glob(".ddfm-*.part"):
                 part.unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):

@@ -168,7 +168,7 @@ class FuseBatch:
         sources = [fetched(uri, folder / str(k)) if is_remote(uri) else Path(uri) for k, uri in enumerate(uris)]
         pair = (named_pair if given else pair_of)(name, sources, out, self.suffix)
         outputs = Outputs(sources, overwrite=True)
-        outputs.folder(pair.output.parent)
+        outputs.folder(pair.output.parent, shared=True)
         for output in {pair.output, pair.volume_output}:
             outputs.claim(output)
             if output.is_symlink():
@@ -305,6 +305,9 @@ def batch_on_cluster(
                     progress(result)
     except ray.exceptions.RayError as error:
         raise _root(error) from error
+    if not is_remote(out):  # what killed workers left half written: none is at work any more
+        for part in Path(out).rglob(".ddfm-*.part"):
+            part.unlink(missing_ok=True)
     return result
 
 
