@@ -14,26 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rank import SETS, SHARED, pairs_of
+from degradations import eight_bit, gaussian
+from rank import SETS, no_dev_pairs, pairs_of
 
-from ddfm import DDFMPipeline
 from ddfm.colour import luma
 from ddfm.io import images
+from ddfm.pipeline import DDFMPipeline, quiet_pipeline
 
 CONDITIONS = {"sigma 10, both": (10, 10), "sigma 25, both": (25, 25), "sigma 25, first": (25, 0)}
 BINS = 10
 
 
-def eight_bit(image: np.ndarray) -> np.ndarray:
-    quantised: np.ndarray = (np.rint(image.clip(0, 1) * 255) / 255).astype(np.float32)
-    return quantised
-
-
-def errors(pipe: DDFMPipeline, paths: Sequence[Path], sigmas: Sequence[float], seed: int, samples: int) -> np.ndarray:
+def errors(
+    pipe: DDFMPipeline, paths: Sequence[Path], sigmas: tuple[float, float], seed: int, samples: int
+) -> np.ndarray:
     """The std and the error of every pixel of one pair, (2, H * W), of 255."""
-    rng = np.random.default_rng(seed)
     clean = [eight_bit(luma(images.read(path).pixels)) for path in paths]
-    noisy = [eight_bit(s + rng.normal(0, 1, s.shape) * sigma / 255) for s, sigma in zip(clean, sigmas, strict=True)]
+    noisy = [eight_bit(s) for s in gaussian(*sigmas, clean, np.random.default_rng(seed))]
     found, reference = pipe(noisy, num_samples=samples), pipe(clean)
     error = np.asarray(found.images[0]) - np.asarray(reference.images[0])  # type: ignore[union-attr]
     return 255 * np.stack([found.std[0].ravel(), np.abs(error).ravel()])  # type: ignore[union-attr, index]
@@ -71,12 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--figure", type=Path, help="a PNG of all curves")
     args = parser.parse_args(argv)
-    if not (SHARED / "data/dev").exists():
-        print(f"Skipped: the dev pairs are not in {SHARED.name}/ beside the repository.")
+    if no_dev_pairs():
         return
     torch.set_num_threads(1)
-    pipe = DDFMPipeline.from_prior("embedded")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline("embedded", None)
     curves = {}
     for name in args.sets:
         pairs = pairs_of(SETS[name][1], None)

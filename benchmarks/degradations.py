@@ -18,14 +18,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from rank import SETS, SHARED, mean_ranks, pairs_of
+from rank import SETS, SHARED, mean_ranks, no_dev_pairs, pairs_of
 
-from ddfm import DDFMPipeline
 from ddfm.colour import luma
 from ddfm.evaluation.baselines import BASELINES
 from ddfm.evaluation.metrics import fusion_metrics
 from ddfm.io import images
 from ddfm.likelihoods.salient import Salient
+from ddfm.pipeline import DDFMPipeline, quiet_pipeline
 from ddfm.settings import FusionSettings
 
 ONE_AT_A_TIME = threading.Lock()  # BM3D has one pool of threads
@@ -119,12 +119,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prior", default="embedded")
     parser.add_argument("--save", type=Path, help="write degraded sources, result and clean result there")
     args = parser.parse_args(argv)
-    if not (SHARED / "data/dev").exists():
-        print(f"Skipped: the dev pairs are not in {SHARED.name}/ beside the repository.")
+    if no_dev_pairs():
         return
     torch.set_num_threads(1)
-    pipe = DDFMPipeline.from_prior(args.prior)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(args.prior, None)
     undenoised = fuser(pipe, FusionSettings(likelihood=Salient(denoise_sources=False)))
     methods: dict[str, tuple[str, Fuse]] = {"ddfm": ("", fuser(pipe, FusionSettings()))}
     if not args.only_ours:

@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 import torch
 
-from ddfm import DDFMPipeline
 from ddfm.colour import fused_colour, luma
 from ddfm.evaluation.evaluate import pair_by_stem
 from ddfm.evaluation.guards import AT_MOST, LIMITS, guards
 from ddfm.evaluation.metrics import fusion_metrics
 from ddfm.io import images
+from ddfm.pipeline import quiet_pipeline
 from ddfm.settings import FusionSettings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -38,6 +38,14 @@ SETS = {  # name: (heading in PEERS.md, folders)
 }
 DRIFTING = "FLIR_01932.jpg"
 Fuse = Callable[[list[np.ndarray]], np.ndarray]  # lumas (H, W) in [0, 1] -> luma
+
+
+def no_dev_pairs() -> bool:
+    """Whether what the benchmarks on the dev pairs need is not there; they then say so and end."""
+    missing = not (SHARED / "PEERS.md").exists() or not (SHARED / "data/dev").exists()
+    if missing:
+        print(f"Skipped: the dev pairs and PEERS.md are not in {SHARED.name}/ beside the repository.")
+    return missing
 
 
 def peers(heading: str, text: str) -> dict[str, np.ndarray]:
@@ -128,12 +136,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--roles", action="store_true", help="tell the road and MSRS pairs' roles, thermal visible")
     parser.add_argument("--save", type=Path, help="write the fused images there")
     args = parser.parse_args(argv)
-    if not (SHARED / "PEERS.md").exists() or not (SHARED / "data/dev").exists():
-        print(f"Skipped: the dev pairs and PEERS.md are not in {SHARED.name}/ beside the repository.")
+    if no_dev_pairs():
         return
     torch.set_num_threads(1)
-    pipe = DDFMPipeline.from_prior(args.prior)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(args.prior, None)
     settings = FusionSettings(contrast=args.contrast)
     told = replace(settings, roles=("thermal", "visible")) if args.roles else settings
 

@@ -148,11 +148,10 @@ def load(number: int, seconds: float) -> None:
 
 def overhead(pairs: int) -> None:
     """Around the fusion itself, whose seconds vary more on a shared machine than the overhead is long."""
-    from ddfm.pipeline import DDFMPipeline
+    from ddfm.pipeline import quiet_pipeline
     from ddfm.runs.scene import Scene
 
-    pipe = DDFMPipeline.from_prior("embedded")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline("embedded", None)
     files, times, work = form(DEMO), list[tuple[float, float, float, float]](), 0.0
     with serving() as (client, process), tempfile.TemporaryDirectory() as folder:
         for k in range(pairs + 2):

@@ -77,6 +77,14 @@ def tiny_prior() -> DDFMPipeline:
 
 
 @pytest.fixture(scope="session")
+def prior(tiny_prior: DDFMPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny prior, as `load_prior` and the command line take it. Tests only read it."""
+    folder = tmp_path_factory.mktemp("prior")
+    tiny_prior.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_rgb_pipe() -> DDFMPipeline:
     """A pipeline around the random RGB network that the reference runs were made with."""
     pipe = DDFMPipeline.from_prior(DATA / "tiny_adm.pt")

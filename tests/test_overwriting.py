@@ -5,22 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import made_picture, tiny_unet
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from conftest import made_picture
 
 import ddfm.cli
 import ddfm.cli.loading
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.prior.train import TrainingConfig, train
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prior")
-    tiny_unet().save_pretrained(folder / "unet")
-    DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon").save_pretrained(folder / "scheduler")
-    return folder
 
 
 @pytest.fixture

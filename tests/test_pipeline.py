@@ -1,6 +1,7 @@
 """The sampling loop: the released runs, samplers, several samples, saving, fuse()."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -267,19 +268,13 @@ def test_a_saved_pipeline_loads_and_fuses_the_same(request, pair, pipe, tmp_path
     np.testing.assert_allclose(fused_with_seed(loaded, pair), fused_with_seed(pipe, pair), atol=1e-4)
 
 
-@pytest.fixture
-def saved_prior(tiny_prior, tmp_path):
-    """A folder that no other test has loaded."""
-    tiny_prior.save_pretrained(tmp_path / "prior")
-    return tmp_path / "prior"
-
-
-def test_from_prior_reads_a_saved_pipeline_too(tiny_prior, pair, saved_prior):
-    loaded = DDFMPipeline.from_prior(saved_prior)
+def test_from_prior_reads_a_saved_pipeline_too(tiny_prior, pair, prior):
+    loaded = DDFMPipeline.from_prior(prior)
     np.testing.assert_allclose(fused_with_seed(loaded, pair), fused_with_seed(tiny_prior, pair), atol=1e-4)
 
 
-def test_fuse_loads_a_prior_once(pair, saved_prior, monkeypatch):
+def test_fuse_loads_a_prior_once(pair, prior, tmp_path, monkeypatch):
+    unknown = shutil.copytree(prior, tmp_path / "unknown")  # no other test has loaded it
     loads, load_prior = [], ddfm.pipeline.load_prior
 
     def counted(source, *args, **kwargs):
@@ -288,21 +283,21 @@ def test_fuse_loads_a_prior_once(pair, saved_prior, monkeypatch):
 
     monkeypatch.setattr(ddfm.pipeline, "load_prior", counted)
     for _ in range(3):
-        fuse(*pair, prior=saved_prior, device="cpu", num_inference_steps=1)
+        fuse(*pair, prior=unknown, device="cpu", num_inference_steps=1)
     assert len(loads) == 1
 
 
-def test_fuse_is_reproducible_by_its_seed(pair, saved_prior):
-    options = {"prior": saved_prior, "device": "cpu", "num_inference_steps": 2}
+def test_fuse_is_reproducible_by_its_seed(pair, prior):
+    options = {"prior": prior, "device": "cpu", "num_inference_steps": 2}
     first, again, other = (fuse(*pair, seed=seed, **options) for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
-def test_fuse_is_the_pipeline_with_a_seeded_generator(tiny_prior, colour_pair, saved_prior):
+def test_fuse_is_the_pipeline_with_a_seeded_generator(tiny_prior, colour_pair, prior):
     fused = fuse(
         *colour_pair,
-        prior=saved_prior,
+        prior=prior,
         device="cpu",
         seed=0,
         num_inference_steps=3,
@@ -314,7 +309,7 @@ def test_fuse_is_the_pipeline_with_a_seeded_generator(tiny_prior, colour_pair, s
     np.testing.assert_allclose(fused, expected, atol=1e-4)
 
 
-def test_fuse_leaves_the_global_random_state_alone(pair, saved_prior):
+def test_fuse_leaves_the_global_random_state_alone(pair, prior):
     state = torch.get_rng_state()
-    fuse(*pair, prior=saved_prior, device="cpu", sampler="ddpm", num_inference_steps=3)
+    fuse(*pair, prior=prior, device="cpu", sampler="ddpm", num_inference_steps=3)
     assert torch.equal(torch.get_rng_state(), state)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddfm.colour import fused_colour, luma, prior_join, prior_split
 from ddfm.errors import InputError
-from ddfm.io.images import as_pixels
+from ddfm.io.images import as_pixels, eight_bits
 from ddfm.likelihoods import LIKELIHOODS, Likelihood, Released, check_likelihood
 from ddfm.prior import Denoiser, Progress, load_prior
 from ddfm.schedulers import make_sampler, shorthand
@@ -115,7 +115,7 @@ class DDFMPipeline(DiffusionPipeline):
         """Fuse registered images of one scene.
 
         Args:
-            sources: One entry a sensor, [infrared, visible] or [MRI, PET]: an image, or a list of B images for a
+            sources: One entry per sensor, [infrared, visible] or [MRI, PET]: an image, or a list of B images for a
                 batch. An image is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
                 a path; all of one size, 16 x 16 or more.
             settings: How to fuse; `changes` are fields of it, `pipe(sources, likelihood="paper", tile=256)`. Its seed
@@ -131,7 +131,7 @@ class DDFMPipeline(DiffusionPipeline):
             changes: Fields of `FusionSettings`.
 
         Raises:
-            InputError: a source that is no image, sizes that differ, an unknown name, a tile that does not fit, a
+            InputError: a source that is not an image, sizes that differ, an unknown name, a tile that does not fit, a
                 scheduler that cannot step from a given x0.
         """
         # 1. What was asked for
@@ -240,7 +240,7 @@ setattr(diffusers, DDFMPipeline.__name__, DDFMPipeline)  # where DiffusionPipeli
 
 
 def likelihood_of(settings: FusionSettings) -> Likelihood:
-    """The likelihood that the settings name, or the object that they hold. Raises InputError for what is none."""
+    """The likelihood that the settings name, or the object that they hold. Raises InputError for any other object."""
     if not isinstance(settings.likelihood, str):
         check_likelihood(settings.likelihood)
         given: Likelihood = settings.likelihood
@@ -308,7 +308,7 @@ def _finish(lumas: Tensor, images: list[list[np.ndarray]], settings: FusionSetti
 
 def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[PIL.Image.Image] | Tensor:
     if output_type == "pil":
-        return [PIL.Image.fromarray(np.rint(image * 255).astype(np.uint8)) for image in images]
+        return [PIL.Image.fromarray(eight_bits(image)) for image in images]
     if any(image.ndim == 3 for image in images):  # a batch has one shape
         images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1) for image in images]
     stacked = np.stack(images)
@@ -317,11 +317,14 @@ def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[
     return stacked
 
 
-@functools.lru_cache(maxsize=2)
-def _pipeline(prior: str, device: str | None) -> DDFMPipeline:
+def quiet_pipeline(prior: str | Path, device: str | None) -> DDFMPipeline:
+    """`DDFMPipeline.from_prior` without its own progress bar: for those who show the progress themselves, or none."""
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+_kept_pipeline = functools.lru_cache(maxsize=2)(quiet_pipeline)
 
 
 def fuse(
@@ -350,6 +353,6 @@ def fuse(
     Raises:
         InputError: an image, prior or setting that cannot be used.
     """
-    pipeline = _pipeline(str(prior), device)
-    fused = pipeline([infrared, visible, *others], settings, **changes).images  # type: ignore[union-attr]
+    pipe = _kept_pipeline(str(prior), device)
+    fused = pipe([infrared, visible, *others], settings, **changes).images  # type: ignore[union-attr]
     return np.asarray(fused[0])

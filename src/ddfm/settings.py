@@ -93,11 +93,11 @@ class FusionSettings:
         """Settings from text, as a form or a table has it: {"tile": "256", "strength": "0.5"}; "" is the default.
 
         Raises:
-            InputError: a name that is no setting, or text that is no value of it.
+            InputError: a name that is not a setting, or text that is not one of its values.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
-            raise InputError(f"{unknown[0]!r} is no setting; the settings are {', '.join(sorted(known))}.")
+            raise InputError(f"{unknown[0]!r} is not a setting; the settings are {', '.join(sorted(known))}.")
         return cls(**{name: _parsed(name, text) for name, text in fields.items() if text != ""})
 
     def as_dict(self) -> dict[str, Any]:
@@ -112,13 +112,13 @@ def changed(settings: FusionSettings | None, changes: Mapping[str, Any]) -> Fusi
     """The settings, or the defaults, with some fields changed.
 
     Raises:
-        InputError: a name that is no field, or a value that no run could use.
+        InputError: a name that is not a field, or a value that no run could use.
     """
     if settings is not None and not isinstance(settings, FusionSettings):
         raise InputError(f"settings is a FusionSettings, not {settings!r}; give a likelihood as likelihood=...")
     known = {field.name for field in dataclasses.fields(FusionSettings)}
     if unknown := sorted(set(changes) - known):
-        raise InputError(f"{unknown[0]} is no setting of a fusion; the settings are {', '.join(sorted(known))}.")
+        raise InputError(f"{unknown[0]} is not a setting of a fusion; the settings are {', '.join(sorted(known))}.")
     return dataclasses.replace(settings or FusionSettings(), **changes)
 
 

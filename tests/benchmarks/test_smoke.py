@@ -8,10 +8,6 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
-from conftest import tiny_unet
-from diffusers import DDPMScheduler
-
-from ddfm.pipeline import DDFMPipeline
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -23,14 +19,6 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture
-def tiny_prior_folder(tmp_path: Path) -> Path:
-    """A prior that costs nothing, saved."""
-    pipe = DDFMPipeline(tiny_unet(), DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon"))
-    pipe.save_pretrained(tmp_path / "prior")
-    return tmp_path / "prior"
 
 
 def test_metrics(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,15 +40,15 @@ def test_colour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read the POSIX way")
-def test_sizes(tiny_prior_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    load("sizes").main(["--shape", "48", "64", "--steps", "1", "--prior", str(tiny_prior_folder)])
+def test_sizes(prior: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load("sizes").main(["--shape", "48", "64", "--steps", "1", "--prior", str(prior)])
     assert capsys.readouterr().out.startswith("64x48")
 
 
-def test_runtimes(tiny_prior_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runtimes(prior: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for package in ("onnx", "onnxruntime", "openvino"):
         pytest.importorskip(package)
-    load("runtimes").main(["--prior", str(tiny_prior_folder), "--shape", "16", "16", "--repeats", "1"])
+    load("runtimes").main(["--prior", str(prior), "--shape", "16", "16", "--repeats", "1"])
     assert "ONNX Runtime: least" in capsys.readouterr().out
 
 

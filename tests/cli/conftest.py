@@ -11,16 +11,6 @@ from ddfm.cli import main
 from ddfm.io import images
 
 
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    """The tiny prior as a folder."""
-    from conftest import DDFMPipeline, DDPMScheduler, tiny_unet
-
-    folder = tmp_path_factory.mktemp("prior")
-    DDFMPipeline(tiny_unet(), DDPMScheduler(beta_start=1e-4, beta_end=0.02)).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def folder(tmp_path):
     """ir.png and vis.png, grey and in colour."""

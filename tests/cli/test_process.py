@@ -12,10 +12,19 @@ def test_a_wrong_call_is_refused_in_one_line(ddfm_, arguments):
     complaint(ddfm_(*arguments))
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("fuse", "--help"), ("prior", "--help")])
-def test_help_helps(ddfm_, arguments):
-    code, out, _ = ddfm_(*arguments)
-    assert code == 0 and "Usage: ddfm" in out
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "register"),
+        (("fuse",), "--likelihood"),
+        (("evaluate",), "Example: ddfm evaluate"),
+        (("serve",), "`pip install ddfm[server]`"),  # brackets are rich's markup
+        (("prior", "export"), "`pip install ddfm[onnx]`"),
+    ],
+)
+def test_help_helps(ddfm_, arguments, word):
+    code, out, _ = ddfm_(*arguments, "--help")
+    assert code == 0 and "Usage: ddfm" in out and word in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

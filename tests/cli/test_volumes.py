@@ -7,7 +7,7 @@ from cli.helpers import SIZE, complaint, interrupt, listing
 import ddfm.cli
 import ddfm.cli.loading
 import ddfm.pipeline
-from ddfm.io import medical
+from ddfm.io import images
 from ddfm.likelihoods import Salient
 from ddfm.prior import Denoiser
 
@@ -22,7 +22,7 @@ def test_volumes_are_fused_with_geometry_and_unit(fuse, volumes, prior):
     mri, fused = (nibabel.load(volumes / name) for name in ("mri.nii.gz", "f.nii.gz"))
     np.testing.assert_allclose(fused.affine, mri.affine, atol=1e-6)
     assert fused.shape == mri.shape == (*SIZE[::-1], 4) and fused.header.get_xyzt_units() == ("mm", "sec")
-    slices = [medical.read_volume(volumes / name) for name in ("mri.nii.gz", "pet.nii")]
+    slices = [images.read_any(volumes / name) for name in ("mri.nii.gz", "pet.nii")]
     settings = {"likelihood": Salient().for_volume([image.pixels for image in slices]), "num_inference_steps": 2}
     expected = ddfm.pipeline.fuse(*(image.pixels[2] for image in slices), prior=prior, device="cpu", seed=3, **settings)
     expected = slices[0].restore(expected)

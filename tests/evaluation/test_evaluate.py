@@ -14,6 +14,7 @@ from rich.console import Console
 from ddfm.errors import InputError
 from ddfm.evaluation.baselines import BASELINES, average
 from ddfm.evaluation.evaluate import PUBLISHED, Evaluation, bench, evaluate_folders, pair_by_stem
+from ddfm.evaluation.guards import LIMITS
 from ddfm.evaluation.metrics import EVALUATOR_NAMES, fusion_metrics
 from ddfm.evaluation.report import write_html
 from ddfm.io import images
@@ -51,7 +52,8 @@ def run(folders, **options):
 def made_up(values, metrics, methods=("ours", "theirs"), **options):
     values = np.asarray(values, float)
     names = [str(i) for i in range(values.shape[1])]
-    return Evaluation(list(methods), names, list(metrics), values, "ddfm", ["a", "b"], **options)
+    guards = np.full((*values.shape[:2], len(LIMITS)), np.nan)
+    return Evaluation(list(methods), names, list(metrics), values, "ddfm", ["a", "b"], guards, **options)
 
 
 def test_pairs_by_stem_whatever_the_extension(folders):

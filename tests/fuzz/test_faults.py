@@ -15,8 +15,7 @@ import numpy as np
 import PIL.Image
 import pydicom
 import pytest
-from conftest import made_picture, tiny_unet
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from conftest import made_picture
 from fuzz.corpus import GREY, dicom, nifti, pil, tiff
 
 import ddfm.runs.execution
@@ -75,14 +74,6 @@ def bad_files():
         "no pixels.dcm": without(dicom(), "PixelData"),
         "cut.dcm": dicom()[:-50],
     }
-
-
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prior")
-    tiny_unet().save_pretrained(folder / "unet")
-    DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon").save_pretrained(folder / "scheduler")
-    return folder
 
 
 @pytest.fixture

@@ -46,12 +46,13 @@ def test_nifti_there_and_back(tmp_path, suffix, dtype, shape):
     values = VOXELS.clip(0, 255) if dtype == "u1" else VOXELS
     values = values.reshape(-1)[: np.prod(shape)].reshape(shape).astype(dtype)
     nibabel.save(nibabel.Nifti1Image(values, AFFINE), tmp_path / f"a{suffix}")
-    image = medical.read_volume(tmp_path / f"a{suffix}")
+    image = images.read_any(tmp_path / f"a{suffix}")
     slices = values.reshape(7, 9, -1)
-    assert image.pixels.shape == (slices.shape[2], 9, 7)
-    assert image.pixels.min() == 0 and image.pixels.max() == 1  # one normalisation for the volume
-    np.testing.assert_allclose(image.restore(image.pixels)[0], slices[..., 0].T, atol=1e-3)
-    medical.write_volume(tmp_path / f"b{suffix}", image.pixels, image)
+    assert image.pixels.shape == ((slices.shape[2], 9, 7) if slices.shape[2] > 1 else (9, 7))
+    pixels = image.pixels.reshape(-1, 9, 7)
+    assert pixels.min() == 0 and pixels.max() == 1  # one normalisation for the volume
+    np.testing.assert_allclose(image.restore(pixels)[0], slices[..., 0].T, atol=1e-3)
+    medical.write_volume(tmp_path / f"b{suffix}", pixels, image)
     again = nibabel.load(tmp_path / f"b{suffix}")
     assert again.shape == shape
     np.testing.assert_allclose(again.affine, AFFINE, atol=1e-6)
@@ -72,8 +73,8 @@ def test_normalised_by_percentiles_of_the_volume(tmp_path):
     values = np.random.default_rng(0).random((40, 40, 10)).astype(np.float32)
     values[0, 0, 0] = 1e4
     nibabel.save(nibabel.Nifti1Image(values, AFFINE), tmp_path / "a.nii")
-    assert medical.read_volume(tmp_path / "a.nii", normalise=True).high < 1.01
-    assert medical.read_volume(tmp_path / "a.nii").high == 1e4
+    assert images.read_any(tmp_path / "a.nii", normalise=True).high < 1.01
+    assert images.read_any(tmp_path / "a.nii").high == 1e4
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -81,12 +82,13 @@ def test_normalised_by_percentiles_of_the_volume(tmp_path):
 def test_dicom_there_and_back(tmp_path, photometric, frames):
     meant, data = dicom(photometric, frames)
     (tmp_path / "a.dcm").write_bytes(data)
-    image = medical.read_volume(tmp_path / "a.dcm")
+    image = images.read_any(tmp_path / "a.dcm")
     bright = (meant - meant.min()) / np.ptp(meant)
-    np.testing.assert_allclose(image.pixels, 1 - bright if photometric == "MONOCHROME1" else bright, atol=1e-6)
+    pixels = image.pixels.reshape(meant.shape)
+    np.testing.assert_allclose(pixels, 1 - bright if photometric == "MONOCHROME1" else bright, atol=1e-6)
     assert (image.low, image.high) == (meant.min(), meant.max())
-    medical.write_volume(tmp_path / "b.dcm", image.pixels, image)
-    again = medical.read_volume(tmp_path / "b.dcm")
+    medical.write_volume(tmp_path / "b.dcm", pixels, image)
+    again = images.read_any(tmp_path / "b.dcm")
     np.testing.assert_allclose(again.pixels, image.pixels, atol=1e-5)
     assert (again.low, again.high) == pytest.approx((image.low, image.high), abs=1e-3)
     assert again.header.PixelSpacing == [0.5, 0.6]
@@ -119,7 +121,7 @@ def test_refusals(tmp_path):
         with pytest.raises(InputError, match=word) as error:
             images.read(tmp_path / name)
         assert "\n" not in str(error.value) and name in str(error.value)
-    like = medical.read_volume(tmp_path / "volume.nii")
+    like = images.read_any(tmp_path / "volume.nii")
     for name, pixels, source, word in [
         ("a.nii", like.pixels[:2], like, "shape"),
         ("a.dcm", like.pixels, like, "DICOM source"),
@@ -181,8 +183,8 @@ def test_dicom_in_jpeg_2000_is_read(tmp_path):
     stored = ((values[0] + 1024) / 2).astype(np.int16)
     packed = imagecodecs.jpeg2k_encode(stored, reversible=True, codecformat="j2k")
     (tmp_path / "a.dcm").write_bytes(compressed(data, pydicom.uid.JPEG2000Lossless, packed))
-    image = medical.read_volume(tmp_path / "a.dcm")
-    np.testing.assert_allclose(image.restore(image.pixels)[0], values[0], atol=1e-2)
+    image = images.read_any(tmp_path / "a.dcm")
+    np.testing.assert_allclose(image.restore(image.pixels), values[0], atol=1e-2)
 
 
 @pytest.mark.parametrize("syntax", ["JPEGLosslessSV1", "JPEGLSLossless", "HTJ2KLossless", "MPEG2MPML"])
@@ -228,8 +230,8 @@ def test_a_derived_dicom_is_an_object_of_its_own(tmp_path):
     thumbnail = pydicom.dataset.Dataset()
     thumbnail.Rows = thumbnail.Columns = 1
     (tmp_path / "a.dcm").write_bytes(changed(dicom()[1], IconImageSequence=[thumbnail]))
-    image = medical.read_volume(tmp_path / "a.dcm")
-    medical.write_volume(tmp_path / "f.dcm", image.pixels, image, [image, image])
+    image = images.read_any(tmp_path / "a.dcm")
+    medical.write_volume(tmp_path / "f.dcm", image.pixels[None], image, [image, image])
     before, after = (pydicom.dcmread(tmp_path / name) for name in ("a.dcm", "f.dcm"))
     assert "IconImageSequence" not in after and after.SOPClassUID != before.SOPClassUID
     assert after.SOPInstanceUID != before.SOPInstanceUID and after.ImageType[0] == "DERIVED"

@@ -92,7 +92,7 @@ def test_names_that_lead_nowhere(tmp_path):
     (tmp_path / "dangling.png").symlink_to("absent/x.png")
     (tmp_path / "file").touch()
     outputs = Outputs([tmp_path / "loop.png", "nul\0.png", tmp_path / "absent"], overwrite=True)
-    refused(outputs, tmp_path / "loop.png", "leads back to itself")
+    refused(outputs, tmp_path / "loop.png", "links lead in a circle")
     refused(outputs, tmp_path / "nul\0.png", "not a possible file name")
     refused(outputs, tmp_path / ("x" * 5000), "too long")
     for name in ("dangling.png", "other/x.png", "file/x.png", os.fsdecode(b"\xff.png")):
@@ -103,6 +103,7 @@ def test_a_folder_of_results(source, tmp_path):
     out = Outputs([]).folder(tmp_path / "new" / "out")
     (out / ".ddfm-0123456789abcdef.part").write_bytes(b"half")
     (out / "kept").touch()
+    assert len(list(Outputs([]).folder(out, shared=True).iterdir())) == 2  # another worker's
     assert [path.name for path in Outputs([]).folder(out).iterdir()] == ["kept"]
     with pytest.raises(InputError, match="folder of sources"):
         Outputs([source.parent]).folder(tmp_path / "in" / ".." / "in")

@@ -177,7 +177,7 @@ def test_a_folder_that_may_not_be_read(made, monkeypatch):
 
     monkeypatch.setattr(type(root), "iterdir", refusing)
     for search in (lambda: find_groups([root]), lambda: pair_by_stem([root, root / "closed"])):
-        with pytest.raises(InputError, match=r"Cannot read the folder .*closed: permission denied"):
+        with pytest.raises(InputError, match=r"Cannot read the folder .*closed: permission is denied"):
             search()
 
 

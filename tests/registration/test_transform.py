@@ -103,10 +103,10 @@ def test_any_other_file_is_no_rig(tmp_path, content):
         Registration.load(tmp_path / "rig.json")
 
 
-def test_what_is_no_file_is_no_rig(tmp_path):
+def test_what_is_no_file_is_said_to_be_none(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    for name in ("fifo", "missing", "."):
-        with pytest.raises(InputError, match="not a rig file"):
+    for name, sentence in (("fifo", "not a regular file"), ("missing", "does not exist"), (".", "is a folder")):
+        with pytest.raises(InputError, match=sentence):
             Registration.load(tmp_path / name)
     with pytest.raises(InputError, match="Cannot write"):
         identity((40, 50)).save(tmp_path / "no" / "rig.json")

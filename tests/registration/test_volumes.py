@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ddfm.errors import InputError
+from ddfm.io import images
 from ddfm.io.grid import RAS_FROM_LPS, Grid
-from ddfm.io.medical import read_volume
 from ddfm.registration import volumes
 from ddfm.runs.scene import Scene
 
@@ -132,7 +132,7 @@ def test_the_result_lies_where_the_frame_does(tmp_path, name):
     np.testing.assert_allclose(image.GetSpacing(), FRAME.spacing, atol=1e-4)
     cosines = np.array(image.GetDirection()).reshape(3, 3)
     np.testing.assert_allclose(cosines, FRAME.affine[:3, :3] / FRAME.spacing, atol=1e-4)
-    assert read_volume(tmp_path / name).grid.is_same(FRAME)
+    assert images.read_any(tmp_path / name).grid.is_same(FRAME)
 
 
 def test_rigid_registration_finds_how_a_patient_moved(tmp_path):
@@ -151,7 +151,7 @@ def test_rigid_registration_finds_how_a_patient_moved(tmp_path):
         save_nifti(tmp_path / "mri.nii", fixed, head(fixed, "mri")),
         save_nifti(tmp_path / "pet.nii", Grid(moving.shape, motion @ moving.affine), head(moving, "pet")),
     ]
-    sources = [read_volume(path) for path in paths]
+    sources = [images.read_any(path) for path in paths]
     found = volumes.register(sources[1], sources[0]).matrix
     points = np.c_[LANDMARKS, np.ones(5)].T
     assert np.linalg.norm(((found - motion) @ points)[:3], axis=0).max() < 0.5 * 1.2

@@ -1,22 +1,11 @@
-"""A tiny prior, folders of pairs, and the calls of the pipeline."""
+"""Folders of pairs, and the calls of the pipeline."""
 
 import inspect
 
 import pytest
-from conftest import tiny_unet
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from runs.folders import make_pair
 
 from ddfm.pipeline import DDFMPipeline
-
-
-@pytest.fixture(scope="session")
-def prior(tmp_path_factory):
-    """A tiny random prior in a folder, as `load_prior` takes it."""
-    folder = tmp_path_factory.mktemp("prior")
-    tiny_unet().save_pretrained(folder / "unet")
-    DDPMScheduler(beta_start=1e-4, beta_end=0.02, prediction_type="epsilon").save_pretrained(folder / "scheduler")
-    return folder
 
 
 @pytest.fixture

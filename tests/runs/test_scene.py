@@ -11,7 +11,7 @@ import torch
 from conftest import made_picture
 
 from ddfm.errors import InputError
-from ddfm.io import images, medical
+from ddfm.io import images
 from ddfm.io.images import Image
 from ddfm.pipeline import DDFMPipeline
 from ddfm.runs.scene import Scene
@@ -101,8 +101,8 @@ def test_bits_of_the_result(bits, name, depth, expected):
 
 def test_whose_metadata_the_result_takes(volumes, tmp_path):
     grey, colour = (Image(np.zeros(shape, np.float32)) for shape in ((16, 16), (16, 16, 3)))
-    dicom = medical.read_volume(save_dicom(tmp_path / "a.dcm", slices()))
-    nifti = medical.read_volume(volumes[0])
+    dicom = images.read_any(save_dicom(tmp_path / "a.dcm", slices()))
+    nifti = images.read_any(volumes[0])
     slice_of_nifti = replace(nifti, pixels=nifti.pixels[0])
     assert Scene([grey, colour, colour]).like("f.png") is not grey
     assert Scene([grey, grey]).like("f.png") is not None
@@ -125,11 +125,11 @@ def test_a_volume_is_fused_slice_by_slice_with_the_same_noise(tiny_prior, volume
         np.testing.assert_allclose(fused[k], alone, atol=1e-6)
 
 
-def test_slices_that_go_slices_per_call_are_what_they_are_alone(tiny_prior, volumes, monkeypatch):
+def test_slices_fused_together_are_what_they_are_alone(tiny_prior, volumes, monkeypatch):
     scene = Scene.read(volumes)
     alone = scene.fuse(tiny_prior, **QUICK)
     seen = []
-    monkeypatch.setattr("ddfm.runs.scene._slices_per_call", lambda pipe: 3)
+    monkeypatch.setattr("ddfm.runs.scene.images_at_once", lambda pipe: 3)
     together = scene.fuse(tiny_prior, progress=lambda done, total: seen.append((done, total)), **QUICK)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert seen == [(done, 4) for done in (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4)]
@@ -201,7 +201,7 @@ def test_dicom_keeps_geometry_and_unit(tiny_prior, tmp_path):
     paths = [save_dicom(tmp_path / f"{name}.dcm", slices(3, seed=k)) for k, name in enumerate(("ct", "mr"))]
     scene = Scene.read(paths)
     scene.write(tmp_path / "f.dcm", scene.fuse(tiny_prior, **QUICK))
-    again = medical.read_volume(tmp_path / "f.dcm")
+    again = images.read_any(tmp_path / "f.dcm")
     assert again.pixels.shape == (3, 18, 22)
     assert again.header.PixelSpacing == [0.5, 0.6] and again.header.NumberOfFrames == 3
     values = again.restore(again.pixels)
@@ -230,7 +230,7 @@ def test_enhanced_dicom_has_its_rescaling_in_groups(tmp_path, shared):
     first = scene.sources[0]
     np.testing.assert_allclose(first.restore(first.pixels), meant, atol=1e-3)
     scene.write(tmp_path / "f.dcm", first.pixels)
-    again = medical.read_volume(tmp_path / "f.dcm")
+    again = images.read_any(tmp_path / "f.dcm")
     np.testing.assert_allclose(again.restore(again.pixels), meant, atol=0.02)
     assert "PerFrameFunctionalGroupsSequence" not in again.header
 

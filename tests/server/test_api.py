@@ -18,6 +18,7 @@ from server.forms import BASE, FORM, png, problem, sources, wait_for
 
 from ddfm.io.images import Image
 from ddfm.palettes import painted
+from ddfm.registration import from_matrix
 from ddfm.runs.reading import FIELDS
 from ddfm.runs.scene import Scene
 from ddfm.server import Limits, create_app, worker
@@ -34,6 +35,15 @@ def test_fuse_gives_what_the_library_gives(client, tiny_prior):
         tiny_prior, [Scene([Image(p) for p in pixels])], [FusionSettings(seed=3)], lambda *_: None
     )
     np.testing.assert_allclose(np.asarray(image) / 255, fused[0], atol=0.003)
+
+
+def test_where_only_the_frame_sees_the_result_is_what_the_library_gives(tiny_prior):
+    narrow = from_matrix(np.array([[0.5, 0, -5.0], [0, 0.5, -5]]), (20, 24), (60, 80))
+    pair = [Image(made_picture(60, 80, seed=k) / np.float32(255)) for k in range(2)]
+    scene, settings = Scene(pair, frame=1, registrations=[narrow, None]), FusionSettings(num_inference_steps=1)
+    fused, _ = worker.fuse_scenes(tiny_prior, [scene], [settings], lambda *_: None)
+    np.testing.assert_array_equal(fused[0], scene.fuse(tiny_prior, settings))
+    np.testing.assert_allclose(fused[0][~narrow.inside], pair[1].pixels[~narrow.inside], atol=1e-6)
 
 
 @pytest.mark.parametrize(

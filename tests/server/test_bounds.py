@@ -79,7 +79,7 @@ def test_a_photo_inside_a_small_file_counts(client):
         ([FORM[0], ("sources", ("cut.png", png()[:300]))], {}, 422, "cut.png is truncated"),
         ([FORM[0], ("sources", ("none.png", b""))], {}, 422, "none.png is empty"),
         (sources(png(), png(40, 40)), {}, 422, "aligned with confidence"),
-        (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is no setting"),
+        (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is not a setting"),
         (FORM, {"seed": "-1"}, 422, "seed"),
         (FORM, {"num_samples": "33"}, 422, "at most 32"),
         (FORM, {"align": "perhaps"}, 422, "align is auto, dense, force or skip"),
@@ -87,7 +87,7 @@ def test_a_photo_inside_a_small_file_counts(client):
         (FORM, {"value_range": "1"}, 422, "value_range is"),
         (FORM, {"value_range": "1 nan"}, 422, "lower to a higher"),
         (FORM, {"palette": "rainbow"}, 422, "palette is one of none, ironbow"),
-        (sources(*[png(seed=k, colour=True) for k in range(2)]), {"palette": "hot"}, 422, "first grey image"),
+        (sources(*[png(seed=k, colour=True) for k in range(2)]), {"palette": "hot"}, 422, "needs a grey image"),
         ([*FORM, ("other", ("x.png", png()))], {}, 422, "'other'"),
     ],
 )

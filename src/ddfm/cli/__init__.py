@@ -51,7 +51,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -73,7 +75,7 @@ def serve(
     token: Annotated[str | None, typer.Option(envvar="DDFM_TOKEN", help="Ask clients for this bearer token.")] = None,
     cors: Annotated[list[str], typer.Option(help="A further origin whose pages may call the service.")] = [],  # noqa: B006
 ) -> None:
-    """Serve the page and the HTTP API (needs `pip install ddfm[server]`).
+    r"""Serve the page and the HTTP API (needs `pip install ddfm\[server]`).
 
     Example: ddfm serve --port 8000
     """

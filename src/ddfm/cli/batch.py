@@ -6,9 +6,8 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ddfm.cli.console import EVERY, err, out, plain, progress_bar
+from ddfm.cli.console import EVERY, err, note, progress_bar, reported, say
 from ddfm.cli.options import (
     INPUT,
     OUTPUT,
@@ -25,6 +24,7 @@ from ddfm.runs.reading import Reading
 from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:
+    from ddfm.runs.cluster import ClusterResult
     from ddfm.runs.execution import BatchResult
 
 RAY = "On a cluster"
@@ -89,15 +89,8 @@ def batch(
         raise InputError("--address, --concurrency, --num-cpus, --num-gpus and --metrics are of --engine ray.")
     from ddfm.runs.batch import batch as run_batch
 
-    with progress_bar() as bar:
-        task = bar.add_task("fusing", total=None)
-        result = run_batch(
-            pairs,
-            output,
-            dry_run=dry_run,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            **options,
-        )
+    with reported("fusing") as progress:
+        result = run_batch(pairs, output, dry_run=dry_run, progress=progress, **options)
     _batch_report(result, dry_run)
     if result.failed:
         raise typer.Exit(1)
@@ -105,31 +98,32 @@ def batch(
 
 def _batch_report(result: "BatchResult", dry_run: bool) -> None:
     """What a batch did, or would do: a line for all on standard output, of a dry run one per pair before it."""
-
-    def say(text: str, console: Console = err) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     fused = {str(path) for path in result.fused}
     for pair in result.pairs if dry_run else []:
         target = pair.output if str(pair.output) in fused else pair.volume_output
         what = "fails" if pair.name in result.failed else f"-> {target}" if str(target) in fused else "is complete"
-        say(f"{plain(pair.name)}: {' + '.join(map(plain, pair.sources))} {plain(what)}", out)
+        say(f"{pair.name}: {' + '.join(map(str, pair.sources))} {what}")
     counts = f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed"
     if dry_run:
-        say(f"would be: {counts}; nothing was written", out)
+        say(f"would be: {counts}; nothing was written")
     else:
         time = f"{result.seconds:.1f} s, {result.network_share:.0%} of it fusing"
-        say(f"{counts} in {time}; {plain(result.manifest)}", out)
-    for path in result.unmatched:
-        say(f"unmatched: {plain(path)}")
-    for note in result.notes:
-        say(plain(note))
+        say(f"{counts} in {time}; {result.manifest}")
+    _note_names(result)
     for name, findings in result.findings.items() if dry_run else []:
-        say(f"{plain(name)}: {plain(' '.join(findings))}")
+        note(f"{name}: {' '.join(findings)}")
     if result.findings and not dry_run:
-        say(f"For {len(result.findings)} of them something was assumed: see `findings` in the manifest.")
+        note(f"For {len(result.findings)} of them something was assumed: see `findings` in the manifest.")
     for name, sentence in result.failed.items():
-        say(f"{plain(name)}: {plain(sentence)}")
+        note(f"{name}: {sentence}")
+
+
+def _note_names(result: "BatchResult | ClusterResult") -> None:
+    """What has no partner, and what was decided about names."""
+    for path in result.unmatched:
+        note(f"unmatched: {path}")
+    for sentence in result.notes:
+        note(sentence)
 
 
 def _on_cluster(pairs: str | list[str], output: str, metrics: str | None, options: dict[str, Any]) -> None:
@@ -153,15 +147,15 @@ def _on_cluster(pairs: str | list[str], output: str, metrics: str | None, option
             bar.update(task, description=text, completed=now.done, total=now.total)
             if not err.is_terminal and time.monotonic() - last > EVERY:
                 last = time.monotonic()
-                err.print(f"{now.done} of {now.total}, {rate}, {now.failed} failed", highlight=False)
+                note(f"{now.done} of {now.total}, {rate}, {now.failed} failed")
 
         result = batch_on_cluster(pairs, output, measure=measure, progress=show, **options)
     counts = f"{result.fused} fused, {result.complete} complete before, {result.failed} failed"
-    out.print(f"{counts} in {result.seconds:.1f} s; {plain(result.manifest)}", highlight=False, soft_wrap=True)
-    notes = [*(f"unmatched: {path}" for path in result.unmatched), *result.notes]
-    notes += [f"{name}: {sentence}" for name, sentence in result.failures.items()]
-    notes += ["More failed: see `error` in the manifest."] if result.failed > len(result.failures) else []
-    for note in notes:
-        err.print(plain(note), highlight=False, soft_wrap=True)
+    say(f"{counts} in {result.seconds:.1f} s; {result.manifest}")
+    _note_names(result)
+    for name, sentence in result.failures.items():
+        note(f"{name}: {sentence}")
+    if result.failed > len(result.failures):
+        note("More failed: see `error` in the manifest.")
     if result.failed:
         raise typer.Exit(1)

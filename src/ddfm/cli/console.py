@@ -13,8 +13,18 @@ EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 
 
 def plain(text: object) -> str:
-    """Without rich's markup, as file names may hold brackets, and what is no text (a name not in UTF-8) escaped."""
+    """Without rich's markup, as file names may hold brackets, and what is not text (a name not in UTF-8) escaped."""
     return escape(str(text).encode(errors="backslashreplace").decode())
+
+
+def say(text: object, console: Console = out) -> None:
+    """A line as it is: not wrapped, coloured or taken for markup."""
+    console.print(plain(text), highlight=False, soft_wrap=True)
+
+
+def note(text: object) -> None:
+    """The same on standard error."""
+    say(text, err)
 
 
 def progress_bar() -> Progress:
@@ -44,6 +54,6 @@ def reported(label: str) -> Iterator[Callable[[float, int], None]]:
         nonlocal last
         if time.monotonic() - last > EVERY:
             last = time.monotonic()
-            err.print(f"{label}: {done:.0f} of {total}", highlight=False)
+            note(f"{label}: {done:.0f} of {total}")
 
     yield line

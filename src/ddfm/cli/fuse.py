@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ddfm.cli import loading
-from ddfm.cli.console import err, out, plain
+from ddfm.cli.console import err, note, say
 from ddfm.cli.options import (
     Anonymise,
     Blend,
@@ -69,18 +69,19 @@ def fuse(
         if palette:  # refused before the work
             scene.overlaid(scene.sources[0].pixels, palette, blend)
     for finding in scene.findings:
-        err.print(plain(finding), highlight=False, soft_wrap=True)
+        note(finding)
     pipe = loading.pipeline(prior, device)
     if verbose:
-        err.print(plain(f"{settings}, prior {prior} on {pipe.device}"), highlight=False, soft_wrap=True)
+        note(f"{settings}, prior {prior} on {pipe.device}")
     fused = loading.run(pipe, scene, settings, "fusing")
     if palette:
         fused = scene.overlaid(fused, palette, blend)
     scene.write(output, fused, bits, anonymise)
     height, width = fused.shape[1:] if scene.is_volume else fused.shape[:2]
+    size = [width, height, *([len(fused)] if scene.is_volume else [])]
     done = {
         "output": str(output),
-        "size": [width, height, *([len(fused)] if scene.is_volume else [])],
+        "size": size,
         "seconds": round(time.perf_counter() - start, 2),
         "findings": scene.findings,
         "registrations": [found and found.as_dict() for found in scene.registrations],
@@ -89,8 +90,7 @@ def fuse(
     if json:
         print(jsons.dumps(done))
     elif not quiet:
-        size = "x".join(map(str, (width, height, *([len(fused)] if scene.is_volume else []))))
-        out.print(plain(f"{output}: {size}, {done['seconds']:.1f} s"), highlight=False, soft_wrap=True)
+        say(f"{output}: {'x'.join(map(str, size))}, {done['seconds']:.1f} s")
 
 
 def register(
@@ -113,7 +113,6 @@ def register(
 
     ddfm register thermal.png photo.jpg --write-aligned thermal_in_photo.png
     """
-
     from ddfm.io import images
     from ddfm.io.outputs import Outputs
     from ddfm.registration import frame_of
@@ -135,11 +134,9 @@ def register(
     if json:
         print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
     else:
-        out.print(
-            plain(f"{source.path} in the frame of {target.path}: {found.sentence}"), highlight=False, soft_wrap=True
-        )
+        say(f"{source.path} in the frame of {target.path}: {found.sentence}")
         for row in found.matrix:
-            out.print("  ".join(f"{value:12.6f}" for value in row), highlight=False)
+            say("  ".join(f"{value:12.6f}" for value in row))
     if not found.confident:
         raise typer.Exit(1)
     if save is not None:
@@ -153,9 +150,10 @@ def demo(
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fuse a night street and a head phantom, fuse both pairs, and show the results side by side."""
-    import numpy as np
+    """Fuse two scenes that come with the package, a night street and a head, and show them side by side.
 
+    Example: ddfm demo demo --overwrite
+    """
     from ddfm.colour import fused_colour, luma
     from ddfm.demo import save_scenes, side_by_side
     from ddfm.evaluation.baselines import average
@@ -174,9 +172,8 @@ def demo(
         pair = [source.pixels for source in scene.sources]
         fused = loading.run(pipe, scene, FusionSettings(), name)
         images.write(folder / f"{name}_fused.png", fused)
-        averaged = fused_colour(average([luma(picture) for picture in pair]), pair)
-        eight_bits = [np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8) for image in (*pair, averaged, fused)]
-        panels = side_by_side(eight_bits, [*labels, "average", "ddfm"])
-        images.write(folder / f"{name}_side_by_side.png", panels)
+        averaged = fused_colour(average([luma(image) for image in pair]), pair)
+        panels = [images.eight_bits(image) for image in (*pair, averaged, fused)]
+        images.write(folder / f"{name}_side_by_side.png", side_by_side(panels, [*labels, "average", "ddfm"]))
         for path in (folder / f"{name}_fused.png", folder / f"{name}_side_by_side.png"):
-            out.print(plain(path), highlight=False, soft_wrap=True)
+            say(path)

@@ -11,13 +11,11 @@ if TYPE_CHECKING:
 
 
 def pipeline(prior: str, device: str | None) -> "DDFMPipeline":
-    """`DDFMPipeline.from_prior` without its own progress bar."""
+    """`quiet_pipeline`, with a line while it loads."""
     with err.status("loading the prior"):
-        from ddfm.pipeline import DDFMPipeline
+        from ddfm.pipeline import quiet_pipeline
 
-        pipe = DDFMPipeline.from_prior(prior, device)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+        return quiet_pipeline(prior, device)
 
 
 def run(pipe: "DDFMPipeline", scene: "Scene", settings: FusionSettings, label: str) -> Any:

@@ -1,15 +1,16 @@
 """The commands `evaluate` and `bench`: measuring fused images."""
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 
 from ddfm.cli import loading
-from ddfm.cli.console import err, out, plain, progress_bar
-from ddfm.cli.options import Device, Overwrite, Prior
+from ddfm.cli.console import note, out, reported, say
+from ddfm.cli.options import INPUT, METHOD, OUTPUT, Device, Overwrite, Prior, option, options_of, with_options
 from ddfm.errors import InputError
 from ddfm.settings import FusionSettings
 
@@ -17,120 +18,124 @@ if TYPE_CHECKING:
     from ddfm.evaluation.table import Evaluation
     from ddfm.io.outputs import Outputs
 
-Convention = Annotated[str, typer.Option(help="ddfm (the authors' evaluator) or standard (textbook).")]
-Sources = Annotated[list[Path], typer.Option("--sources", help="A folder of source images; once for each sensor.")]
-Metrics = Annotated[str | None, typer.Option(help="Comma-separated names; the evaluator's twelve if not given.")]
-Published = Annotated[str | None, typer.Option(help="Show the paper's row: msrs, m3fd, roadscene, tno or harvard.")]
-Csv = Annotated[Path | None, typer.Option("--csv", help="Write the table here.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write everything here.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained report here.")]
-PerImage = Annotated[bool, typer.Option("--per-image", help="One row per image as well.")]
+Sources = Annotated[list[Path], option("A folder of source images; once per sensor.", INPUT, "--sources")]
 
 
-def _reports(inputs: "list[str | Path]", overwrite: bool, *paths: Path | None) -> "Outputs":
-    """The files that a measurement writes, checked before the work."""
-    from ddfm.io.outputs import Outputs
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured and where it is written: the options that `evaluate` and `bench` share."""
 
-    outputs = Outputs(inputs, overwrite)
-    for path in paths:
-        if path is not None:
-            outputs.claim(path)
-    return outputs
+    convention: Annotated[str, option("ddfm (the authors' evaluator) or standard (textbook).", METHOD)] = "ddfm"
+    metrics: Annotated[str | None, option("Comma-separated names. (Default: the evaluator's twelve.)", METHOD)] = None
+    published: Annotated[str | None, option("The paper's row of msrs, m3fd, roadscene, tno or harvard.", OUTPUT)] = None
+    per_image: Annotated[bool, option("One row per image instead of means.", OUTPUT, "--per-image")] = False
+    csv: Annotated[Path | None, option("Write the table here.", OUTPUT)] = None
+    json: Annotated[Path | None, option("Write everything here.", OUTPUT)] = None
+    html: Annotated[Path | None, option("Write a self-contained report here.", OUTPUT)] = None
+    overwrite: Overwrite = False
+
+    @property
+    def names(self) -> list[str] | None:
+        """Of the metrics."""
+        return [name.strip() for name in self.metrics.split(",")] if self.metrics else None
+
+    def claimed(self, inputs: "list[str | Path]") -> "Outputs":
+        """The files that will be written, checked before the work."""
+        from ddfm.io.outputs import Outputs
+
+        outputs = Outputs(inputs, self.overwrite)
+        for path in (self.csv, self.json, self.html):
+            if path is not None:
+                outputs.claim(path)
+        return outputs
+
+    def report(self, evaluation: "Evaluation") -> None:
+        """On the terminal and to the files that were asked for."""
+        table = evaluation.to_rich(self.per_image)
+        needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
+        Console(width=max(needed, out.width)).print(table)  # never cut to fit: half a number is worse than none
+        for comparison in evaluation.baseline_notes():
+            say(comparison)
+        for path in evaluation.unmatched:
+            note(f"unmatched: {path}")
+        if self.csv:
+            evaluation.to_csv(self.csv, self.per_image)
+        if self.json:
+            evaluation.to_json(self.json)
+        if self.html:
+            from ddfm.evaluation.report import write_html
+
+            write_html(evaluation, self.html)
 
 
-def _report(evaluation: "Evaluation", csv: Path | None, json: Path | None, html: Path | None, per_image: bool) -> None:
-    table = evaluation.to_rich(per_image)
-    needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
-    Console(width=max(needed, out.width)).print(table)  # whole: numbers cut to fit a narrow terminal are no numbers
-    for note in evaluation.baseline_notes():
-        out.print(plain(note), highlight=False)
-    for stem in evaluation.unmatched:
-        err.print(f"unmatched: {plain(stem)}", highlight=False)
-    if csv:
-        evaluation.to_csv(csv, per_image)
-    if json:
-        evaluation.to_json(json)
-    if html:
-        from ddfm.evaluation.report import write_html
-
-        write_html(evaluation, html)
+def with_measuring(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `measuring` becomes the options of `Measuring`."""
+    return with_options(command, "measuring", options_of(Measuring), lambda values: Measuring(**values))
 
 
-def _names(metrics: str | None) -> list[str] | None:
-    return [name.strip() for name in metrics.split(",")] if metrics else None
-
-
+@with_measuring
 def evaluate(
-    fused: Annotated[list[str], typer.Option("--fused", help="DIR or NAME=DIR; once for each method.")],
+    fused: Annotated[list[str], option("DIR or NAME=DIR; once per method.", INPUT, "--fused")],
     sources: Sources,
-    convention: Convention = "ddfm",
-    metrics: Metrics = None,
-    published: Published = None,
-    baselines: Annotated[bool, typer.Option("--baselines", help="Measure average, maximum and pyramid too.")] = False,
-    per_image: PerImage = False,
-    csv: Csv = None,
-    json: Json = None,
-    html: Html = None,
-    overwrite: Overwrite = False,
+    measuring: Measuring,
+    baselines: Annotated[bool, option("Measure average, maximum and pyramid too.", METHOD, "--baselines")] = False,
 ) -> None:
-    """Measure folders of fused images against their sources."""
+    """Measure folders of fused images against their sources.
+
+    Example: ddfm evaluate --fused ours=fused --sources infrared --sources visible --html report.html
+    """
     from ddfm.evaluation.evaluate import evaluate_folders
 
     named = [text.partition("=") if "=" in text else (Path(text).name, "=", text) for text in fused]
     methods = {name: Path(folder) for name, _, folder in named}
     if len(methods) < len(named):
         raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
-    _reports([*sources, *methods.values()], overwrite, csv, json, html)
-    with progress_bar() as bar:
-        task = bar.add_task("measuring", total=None)
+    measuring.claimed([*sources, *methods.values()])
+    with reported("measuring") as progress:
         evaluation = evaluate_folders(
             methods,
             sources,
-            convention,  # type: ignore[arg-type]  # checked there
-            _names(metrics),
-            lambda done, total: bar.update(task, completed=done, total=total),
-            published,
+            measuring.convention,  # type: ignore[arg-type]  # checked there
+            measuring.names,
+            progress,
+            measuring.published,
             baselines,
         )
-    _report(evaluation, csv, json, html, per_image)
+    measuring.report(evaluation)
 
 
+@with_measuring
 def bench(
     sources: Sources,
     settings: FusionSettings,
-    also: Annotated[list[str], typer.Option("--also", help="A further likelihood to measure beside.")] = [],  # noqa: B006
+    measuring: Measuring,
+    also: Annotated[list[str], option("A further likelihood to measure beside.", METHOD, "--also")] = [],  # noqa: B006
     prior: Prior = "embedded",
     device: Device = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the fused images here.")] = None,
-    convention: Convention = "ddfm",
-    metrics: Metrics = None,
-    published: Published = None,
-    per_image: PerImage = False,
-    csv: Csv = None,
-    json: Json = None,
-    html: Html = None,
-    overwrite: Overwrite = False,
+    output: Annotated[Path | None, option("Keep the fused images here.", OUTPUT, "--output", "-o")] = None,
 ) -> None:
-    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all."""
+    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all.
+
+    Example: ddfm bench --sources infrared --sources visible --also paper
+    """
     from ddfm.evaluation.evaluate import bench as run_bench
 
-    outputs = _reports([*sources, prior], overwrite, csv, json, html)
+    outputs = measuring.claimed([*sources, prior])
     methods = [settings, *(dataclasses.replace(settings, likelihood=name) for name in also)]
     pipe = loading.pipeline(prior, device)
 
     def method(chosen: FusionSettings) -> Any:
         return lambda images: pipe(images, chosen).images[0]  # type: ignore[union-attr]
 
-    with progress_bar() as bar:
-        task = bar.add_task("fusing and measuring", total=None)
+    with reported("fusing and measuring") as progress:
         evaluation = run_bench(
             sources,
             {chosen.likelihood: method(chosen) for chosen in methods},
             output,
-            convention,  # type: ignore[arg-type]  # checked there
-            _names(metrics),
-            lambda done, total: bar.update(task, completed=done, total=total),
-            published,
+            measuring.convention,  # type: ignore[arg-type]  # checked there
+            measuring.names,
+            progress,
+            measuring.published,
             outputs=outputs,
         )
-    _report(evaluation, csv, json, html, per_image)
+    measuring.report(evaluation)

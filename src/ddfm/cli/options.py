@@ -5,8 +5,9 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -41,36 +42,11 @@ Frame = Annotated[
         INPUT,
     ),
 ]
-Aligning = Annotated[
-    str | None,
-    option(
-        "auto (estimate where the others lie), dense (and refine it locally, for parallax), force (even if unsure) or "
-        "skip (take all as one field of view). (Default: auto for images of different sizes.)",
-        INPUT,
-        "--align",
-    ),
-]
-Assume = Annotated[
-    bool,
-    option("All show the same field of view: resize, estimate nothing (--align skip).", INPUT, "--assume-aligned"),
-]
-Rig = Annotated[Path | None, option("A calibration that `ddfm register --save` wrote, instead of estimating.", INPUT)]
-Crop = Annotated[bool, option("Keep only what all sources cover.", INPUT, "--crop")]
-Window = Annotated[
-    str | None, option('Of CT, in Hounsfield units: brain, bone, lung, soft-tissue or "LOW HIGH".', INPUT)
-]
-ValueRange = Annotated[
-    str | None,
-    option('"LOW HIGH" in the unit of the files (counts, degrees) that become black and white.', INPUT, "--range"),
-]
 Palette = Annotated[
     str | None,
     option("Show the thermal as colour over the result: ironbow, inferno, plasma, hot or turbo.", OUTPUT),
 ]
 Blend = Annotated[float, option("How much of the palette, 0 to 1.", OUTPUT)]
-Normalise = Annotated[bool, option("Stretch raw counts (14 bit thermal) robustly.", INPUT, "--normalise")]
-Rigid = Annotated[bool, option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")]
-AnyPatient = Annotated[bool, option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")]
 Anonymise = Annotated[
     bool, option("Remove what identifies the patient from DICOM and NIfTI results.", OUTPUT, "--anonymise")
 ]
@@ -80,11 +56,7 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "likelihood": (("--likelihood",), "salient (ours), paper (as printed) or released (the authors' code).", METHOD),
     "sampler": (("--sampler",), "ddim, ddpm (ancestral) or dpm++ (second order). (Default: ddim.)", METHOD),
     "num_inference_steps": (("--steps",), "Reverse steps. (Default: the likelihood's own.)", METHOD),
-    "strength": (
-        ("--strength",),
-        "Share of the noise schedule, above 0 to 1. (Default: the likelihood's own.)",
-        METHOD,
-    ),
+    "strength": (("--strength",), "Share of the noise schedule, in (0, 1]. (Default: the likelihood's own.)", METHOD),
     "num_samples": (("--samples",), "Samples of the posterior to average.", METHOD),
     "seed": (("--seed",), "Of the noise; the same seed gives the same image.", METHOD),
     "contrast": (("--contrast",), "natural, strong, or minmax (stretched to the full range).", OUTPUT),
@@ -96,19 +68,41 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
 }
 
 
-# The options of `Reading`: parameter -> (type, default)
-READING: dict[str, tuple[Any, Any]] = {
-    "align": (Aligning, None),
-    "assume_aligned": (Assume, False),
-    "rig": (Rig, None),
-    "frame": (Frame, "auto"),
-    "crop": (Crop, False),
-    "normalise": (Normalise, False),
-    "value_range": (ValueRange, None),
-    "window": (Window, None),
-    "rigid": (Rigid, False),
-    "allow_different_patients": (AnyPatient, False),
-}
+@dataclass(frozen=True)
+class _Reading:
+    """The options of `Reading`, each as it is typed."""
+
+    align: Annotated[
+        str | None,
+        option(
+            "auto (estimate where the others lie), dense (and refine it locally, for parallax), force (even if unsure) "
+            "or skip (take all as one field of view). (Default: auto for images of different sizes.)",
+            INPUT,
+        ),
+    ] = None
+    assume_aligned: Annotated[
+        bool,
+        option("All show the same field of view: resize, estimate nothing (--align skip).", INPUT, "--assume-aligned"),
+    ] = False
+    rig: Annotated[
+        Path | None, option("A calibration that `ddfm register --save` wrote, instead of estimating.", INPUT)
+    ] = None
+    frame: Frame = "auto"
+    crop: Annotated[bool, option("Keep only what all sources cover.", INPUT, "--crop")] = False
+    normalise: Annotated[bool, option("Stretch raw counts (14 bit thermal) robustly.", INPUT, "--normalise")] = False
+    value_range: Annotated[
+        str | None,
+        option('"LOW HIGH" in the unit of the files (counts, degrees) that become black and white.', INPUT, "--range"),
+    ] = None
+    window: Annotated[
+        str | None, option('Of CT, in Hounsfield units: brain, bone, lung, soft-tissue or "LOW HIGH".', INPUT)
+    ] = None
+    rigid: Annotated[
+        bool, option("Register volumes rigidly, beyond their own world coordinates.", INPUT, "--rigid")
+    ] = False
+    allow_different_patients: Annotated[
+        bool, option("Fuse volumes of different patients.", INPUT, "--allow-different-patients")
+    ] = False
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -127,19 +121,26 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     def settings(values: dict[str, Any]) -> FusionSettings:
         return settings_from({name: text for name, text in values.items() if text is not None})
 
-    return _with(command, "settings", added, settings)
+    return with_options(command, "settings", added, settings)
 
 
 def with_reading(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameter `reading` becomes the options of how sources are read."""
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (annotation, default) in READING.items()
+    return with_options(command, "reading", options_of(_Reading), _reading_from)
+
+
+def options_of(fields: type) -> list[inspect.Parameter]:
+    """A parameter for each field of a dataclass, whose types are annotated with options."""
+    types = get_type_hints(fields, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
+        )
+        for field in dataclasses.fields(fields)
     ]
-    return _with(command, "reading", added, _reading_from)
 
 
-def _with(
+def with_options(
     command: Callable[..., None],
     parameter: str,
     options: list[inspect.Parameter],

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ddfm.cli.console import out, plain
+from ddfm.cli.console import out, say
 from ddfm.cli.options import Device, Overwrite
 
-app = typer.Typer(help="The image prior: look at it, fetch the paper's, train the embedded one.", no_args_is_help=True)
+app = typer.Typer(help="The image prior: describe it, fetch the paper's, train the embedded one.", no_args_is_help=True)
 
 
 @app.command("info")
@@ -18,11 +18,10 @@ def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")
 
     prior = load_prior(source)
     parameters = sum(p.numel() for p in prior.unet.parameters())
-    out.print(f"{plain(source)}: {type(prior.unet).__name__}, {parameters:,} parameters", highlight=False)
-    out.print(
+    say(f"{source}: {type(prior.unet).__name__}, {parameters:,} parameters")
+    say(
         f"channels {image_channels(prior.unet)}, any size (padded to multiples of {size_multiple(prior.unet)}), "
-        f"predicts {prior.scheduler.config['prediction_type']}, {len(prior.scheduler.betas)} steps",
-        highlight=False,
+        f"predicts {prior.scheduler.config['prediction_type']}, {len(prior.scheduler.betas)} steps"
     )
     card = EMBEDDED / "MODEL_CARD.md"
     if source == "embedded" and card.exists():
@@ -38,7 +37,7 @@ def prior_pull(
     """Fetch a published prior into the local cache: resumed if interrupted, verified, converted once."""
     from ddfm.prior.download import pull
 
-    out.print(plain(pull(name)), highlight=False, soft_wrap=True)
+    say(pull(name))
 
 
 @app.command("export")
@@ -47,7 +46,7 @@ def prior_export(
     source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded",
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a prior's network as ONNX, for images of any size (needs `pip install ddfm[onnx]`).
+    r"""Write a prior's network as ONNX, for images of any size (needs `pip install ddfm\[onnx]`).
 
     Example: ddfm prior export --onnx prior.onnx
     """
@@ -56,7 +55,7 @@ def prior_export(
     from ddfm.prior.load import load_prior
 
     Outputs([source, *(Path(source) / part for part in ("unet", "scheduler"))], overwrite).claim(onnx)
-    out.print(plain(export_onnx(load_prior(source, "cpu"), onnx)), highlight=False, soft_wrap=True)
+    say(export_onnx(load_prior(source, "cpu"), onnx))
 
 
 @app.command("train")
@@ -69,7 +68,10 @@ def prior_train(
     threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train the embedded prior, or resume a run."""
+    """Train the embedded prior, or resume a run.
+
+    Example: ddfm prior train PHOTOS -o runs/first
+    """
     import torch
 
     from ddfm.prior import usable_device
@@ -78,5 +80,4 @@ def prior_train(
     if threads:
         torch.set_num_threads(threads)
     config, found = TrainingConfig(steps=steps), str(usable_device(device))
-    prior = train(data, run, config, initial=initial, device=found, overwrite=overwrite)
-    out.print(plain(prior), highlight=False, soft_wrap=True)
+    say(train(data, run, config, initial=initial, device=found, overwrite=overwrite))

@@ -131,18 +131,19 @@ def _prepare(
     labels = [Path(folder).resolve().name for folder in sources]
     if len(set(labels)) < len(labels):
         labels = [f"{label} ({i})" for i, label in enumerate(labels, 1)]
-    return Evaluation(
+    evaluation = Evaluation(
         methods,
         list(pairs),
         metrics,
         values,
         convention,
         labels,
-        list(BASELINES) if baselines else [],
-        np.full((len(methods), len(pairs), len(LIMITS)), math.nan),
+        guards=np.full((len(methods), len(pairs), len(LIMITS)), math.nan),
+        baselines=list(BASELINES) if baselines else [],
         unmatched=unmatched,
         published=rows,
-    ), pairs
+    )
+    return evaluation, pairs
 
 
 def _baseline(name: str, sources: Sequence[np.ndarray]) -> np.ndarray:
@@ -166,11 +167,11 @@ def _measure(
         result = results[method]
         measured = fusion_metrics(_grey_levels(result), grey, evaluation.convention, evaluation.metrics)
         evaluation.values[i, row] = list(measured.values())
-        if evaluation.guards is not None:
-            evaluation.guards[i, row] = list(guards(result, sources, visible).values())
+        evaluation.guards[i, row] = list(guards(result, sources, visible).values())
     if len(evaluation.examples) < keep_examples:
-        originals = dict(zip(evaluation.sources, map(_bytes, sources), strict=True))
-        evaluation.examples.append(Example(stem, originals, {name: _bytes(result) for name, result in results.items()}))
+        originals = dict(zip(evaluation.sources, map(images.eight_bits, sources), strict=True))
+        fused = {name: images.eight_bits(result) for name, result in results.items()}
+        evaluation.examples.append(Example(stem, originals, fused))
 
 
 def _grey_levels(pixels: np.ndarray) -> np.ndarray:
@@ -218,12 +219,7 @@ def _to_8_bits(pixels: np.ndarray, method: str, stem: str, like: np.ndarray) -> 
             f"{method} returned shape {pixels.shape} for {stem}, whose sources are {_size(like)}, or values "
             "that are not finite; a method returns one (H, W) or (H, W, 3) image in [0, 1]."
         )
-    return np.asarray(_bytes(pixels) / np.float32(255))
-
-
-def _bytes(pixels: np.ndarray) -> np.ndarray:
-    levels: np.ndarray = np.rint(pixels.clip(0, 1) * 255).astype(np.uint8)
-    return levels
+    return np.asarray(images.eight_bits(pixels) / np.float32(255))
 
 
 def _size(pixels: np.ndarray) -> str:

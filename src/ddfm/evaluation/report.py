@@ -21,7 +21,7 @@ _GREY = "#8a8f98"
 _LONGEST_SIDE = 1600  # larger images are shrunk, or a few of them make a file that no browser likes
 
 
-def write_html(evaluation: Evaluation, path: Path, title: str = "Image fusion report") -> None:
+def write_html(evaluation: Evaluation, path: Path) -> None:
     """Write the report of an evaluation to an HTML file with everything in it; InputError where it cannot be written.
 
     The images are those of `evaluation.examples`, as JPEG of quality 90; click one for full size, then flip through
@@ -34,7 +34,6 @@ def write_html(evaluation: Evaluation, path: Path, title: str = "Image fusion re
     first, *others = evaluation.methods
     notes = evaluation.baseline_notes()
     page = environment.get_template("report.html.jinja").render(
-        title=title,
         table=evaluation,
         metrics=[f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}" for metric in evaluation.metrics],
         mean=evaluation.mean(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +77,7 @@ class Evaluation:
         values: (methods, images, metrics); NaN where a metric does not exist.
         sources: Name of each folder of sources.
         baselines: Which of the methods are baselines.
-        guards: (methods, images, guards), see `evaluation.guards`; NaN where there is nothing to guard. None if they
-            were not looked at.
+        guards: (methods, images, guards), see `evaluation.guards`; NaN where there is nothing to guard.
         seconds: Per method that was timed, its seconds for each image.
         unmatched: Files that not every folder has.
         published: Rows to show beside the measured ones, {metric: value} by label; never measured here, never ranked.
@@ -91,8 +90,8 @@ class Evaluation:
     values: np.ndarray
     convention: Convention
     sources: list[str]
+    guards: np.ndarray
     baselines: list[str] = field(default_factory=list)
-    guards: np.ndarray | None = None
     seconds: dict[str, np.ndarray] = field(default_factory=dict)
     unmatched: list[Path] = field(default_factory=list)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -121,19 +120,17 @@ class Evaluation:
         return {name: float(np.median(seconds)) for name, seconds in self.seconds.items()}
 
     def natural(self) -> dict[str, float]:
-        """By method, the share of images that look natural: where all guards hold. Empty if none was looked at."""
-        if self.guards is None:
-            return {}
+        """By method, the share of images that look natural: where all guards hold."""
         kept = [[holds(dict(zip(LIMITS, image, strict=True))) for image in row] for row in self.guards]
         return {method: float(np.mean(row)) for method, row in zip(self.methods, kept, strict=True)}
 
-    def compare(self, method: str, other: str, resamples: int = 2000, seed: int = 0) -> list[Difference]:
+    def compare(self, method: str, other: str, seed: int = 0) -> list[Difference]:
         """Paired difference method - other for each metric, with a 95 % percentile bootstrap over the images."""
         paired = self.values[self.methods.index(method)] - self.values[self.methods.index(other)]
-        return [Difference(metric, *_bootstrap(paired[:, k], resamples, seed)) for k, metric in enumerate(self.metrics)]
+        return [Difference(metric, *_bootstrap(paired[:, k], seed)) for k, metric in enumerate(self.metrics)]
 
     def baseline_notes(self) -> list[BaselineNote]:
-        """For each method that is no baseline and each metric, the baseline that wins or comes nearest."""
+        """For each metric and each method that is not a baseline, the baseline that wins or comes nearest."""
         mean, notes = self.mean(), []
         rivals = [self.methods.index(name) for name in self.baselines]
         for row, method in enumerate(self.methods):
@@ -179,8 +176,7 @@ class Evaluation:
             return table
         table.add_column("rank", justify="right", no_wrap=True)
         seconds, natural = self.median_seconds(), self.natural()
-        if natural:
-            table.add_column("natural↑", justify="right", no_wrap=True)
+        table.add_column("natural↑", justify="right", no_wrap=True)
         if seconds:
             table.add_column("s/pair", justify="right", no_wrap=True)
         mean, std, ranks, mean_rank = self.mean(), self.std(), self.ranks(), self.mean_rank()
@@ -190,9 +186,7 @@ class Evaluation:
                 style = {1.0: "bold", 2.0: "underline"}.get(rank, "")
                 spread = "" if math.isnan(s) else f"\n±{s:.{0 if s >= 9.5 else 2}{'f' if s >= 9.5 else 'g'}}"
                 cells.append(Text.assemble((shown(m), style), (spread, "dim")))
-            cells.append(Text(shown(mean_rank[i])))
-            if natural:
-                cells.append(Text(f"{natural[method]:.0%}"))
+            cells += [Text(shown(mean_rank[i])), Text(f"{natural[method]:.0%}")]
             if seconds:
                 cells.append(Text(f"{seconds[method]:.3g}" if method in seconds else ""))
             table.add_row(Text(method), *cells)
@@ -214,20 +208,22 @@ class Evaluation:
         mean, std, ranks, seconds = self.mean(), self.std(), self.ranks(), self.median_seconds()
         natural = self.natural()
 
-        def by_metric(row: Sequence[float]) -> dict[str, float | None]:
-            return {metric: _finite(x) for metric, x in zip(self.metrics, row, strict=True)}
+        def named(names: Iterable[str], row: Iterable[float]) -> dict[str, float | None]:
+            return {name: _finite(x) for name, x in zip(names, row, strict=True)}
 
         methods = [
             {
                 "name": method,
                 "baseline": method in self.baselines,
-                "mean": by_metric(mean[i]),
-                "std": by_metric(std[i]),
-                "rank": by_metric(ranks[i]),
+                "mean": named(self.metrics, mean[i]),
+                "std": named(self.metrics, std[i]),
+                "rank": named(self.metrics, ranks[i]),
                 "seconds_per_pair": seconds.get(method),
-                "natural": natural.get(method),
-                "guards": self._guards(i),
-                "images": {image: by_metric(row) for image, row in zip(self.images, self.values[i], strict=True)},
+                "natural": natural[method],
+                "guards": {name: named(LIMITS, row) for name, row in zip(self.images, self.guards[i], strict=True)},
+                "images": {
+                    name: named(self.metrics, row) for name, row in zip(self.images, self.values[i], strict=True)
+                },
             }
             for i, method in enumerate(self.methods)
         ]
@@ -251,11 +247,10 @@ class Evaluation:
         }
 
     def _image_rows(self) -> Iterator[list[str]]:
-        yield ["method", "image", *self.metrics, *([] if self.guards is None else LIMITS)]
+        yield ["method", "image", *self.metrics, *LIMITS]
         for i, method in enumerate(self.methods):
             for k, image in enumerate(self.images):
-                guards = [] if self.guards is None else map(_plain, self.guards[i, k])
-                yield [method, image, *map(_plain, self.values[i, k]), *guards]
+                yield [method, image, *map(_plain, self.values[i, k]), *map(_plain, self.guards[i, k])]
 
     def _mean_rows(self) -> Iterator[list[str]]:
         columns = [f"{metric} {what}" for metric in self.metrics for what in ("mean", "std")]
@@ -268,15 +263,6 @@ class Evaluation:
         for label, row in self.published.items():
             cells = [x for metric in self.metrics for x in (_plain(row.get(metric, math.nan)), "")]
             yield [label, "", *cells, "", ""]
-
-    def _guards(self, i: int) -> dict[str, dict[str, float | None]] | None:
-        """Method i's guards by image and name."""
-        if self.guards is None:
-            return None
-        return {
-            image: {name: _finite(x) for name, x in zip(LIMITS, row, strict=True)}
-            for image, row in zip(self.images, self.guards[i], strict=True)
-        }
 
 
 def shown(x: float) -> str:
@@ -296,7 +282,7 @@ def _std(x: np.ndarray) -> float:
     return float(x.std(ddof=1)) if len(x) > 1 else math.nan
 
 
-def _bootstrap(x: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
+def _bootstrap(x: np.ndarray, seed: int, resamples: int = 2000) -> tuple[float, float, float]:
     """Mean of x and the 2.5 and 97.5 percentiles of the means of resamples of it, over its finite values."""
     x = x[np.isfinite(x)]
     if len(x) < 2:

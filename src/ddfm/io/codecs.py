@@ -36,7 +36,7 @@ MAX_PIXELS_A_BYTE = 10_000
 
 # Opened by class, not by PIL.Image.open: no guessing among forty formats, and the size limit is ours instead of a
 # global of Pillow's.
-_OPENERS: tuple[tuple[bytes, Any], ...] = (
+OPENERS: tuple[tuple[bytes, Any], ...] = (
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
@@ -44,7 +44,7 @@ _OPENERS: tuple[tuple[bytes, Any], ...] = (
     (b"RIFF", WebPImagePlugin.WebPImageFile),
 )
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr", "F", "I")
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # none, three of fax, LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard: what decodes into a given size
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000)
 _JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3]..[\x08\x0c](..)(..)", re.DOTALL)
@@ -74,7 +74,7 @@ def decode(file: BinaryIO, name: str) -> Decoded:
     with one_sentence(name):
         size, magic = file.seek(0, os.SEEK_END), (file.seek(0), file.read(8))[1]
         file.seek(0)
-        if magic.startswith(_TIFF_MAGIC):
+        if magic.startswith(TIFF_MAGIC):
             return _decode_tiff(file, size, name)
         if size > MAX_PACKED:
             raise InputError(f"{name} is larger than {MAX_PACKED >> 20} MiB; save it as TIFF or in smaller images.")
@@ -102,7 +102,7 @@ def one_sentence(name: str) -> Iterator[None]:
         except MemoryError as error:
             raise InputError(f"{name} does not fit into memory; use a smaller image.") from error
         except NotImplementedError as error:
-            raise InputError(f"{name} is stored in a rare way; save it as PNG or as TIFF with LZW.") from error
+            raise InputError(f"{name} is stored in an unusual way; save it as PNG or as TIFF with LZW.") from error
         except Exception as error:  # broken bytes make decoders raise OSError, SyntaxError, struct.error, KeyError
             raise _damaged(name) from error
         finally:
@@ -129,7 +129,7 @@ def _check_size(size: tuple[int, int], length: int, name: str) -> None:
 
 
 def _decode(data: bytes, name: str) -> Decoded:
-    opener = next((opener for magic, opener in _OPENERS if data.startswith(magic)), None)
+    opener = next((opener for magic, opener in OPENERS if data.startswith(magic)), None)
     if opener is None:
         raise InputError(f"{name} is not an image that can be read; use PNG, JPEG, BMP or TIFF.")
     image = opener(io.BytesIO(data))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -213,20 +213,24 @@ def _volume(
 
 def _references(datasets: Sequence[Any]) -> list[Any]:
     """What a result derived from these images refers to: the header carries it in SourceImageSequence."""
-    return list(_items(datasets))
-
-
-def _items(datasets: Sequence[Any]) -> Iterator[Any]:
     from pydicom.dataset import Dataset
     from pydicom.sr.codedict import codes
 
-    source = codes.cid7202.SourceImageForImageProcessingOperation
+    purpose, items = codes.cid7202.SourceImageForImageProcessingOperation, []
     for dataset in datasets:
-        item, purpose = Dataset(), Dataset()
-        purpose.CodeValue, purpose.CodingSchemeDesignator = source.value, source.scheme_designator
-        purpose.CodeMeaning = source.meaning
+        item = Dataset()
         item.ReferencedSOPClassUID = dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID")
         item.ReferencedSOPInstanceUID = dataset.get("SOPInstanceUID") or ""
-        item.PurposeOfReferenceCodeSequence = [purpose]
+        item.PurposeOfReferenceCodeSequence = [coded(*purpose[:3])]
         if item.ReferencedSOPClassUID and item.ReferencedSOPInstanceUID:
-            yield item
+            items.append(item)
+    return items
+
+
+def coded(value: str, scheme: str, meaning: str) -> Any:
+    """A concept as the item of a code sequence (PS3.3, 8.8)."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item

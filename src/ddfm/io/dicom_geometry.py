@@ -50,7 +50,7 @@ class Frames:
 
 
 def frames_of(dataset: Any, n: int) -> Frames | None:
-    """What a dataset says of its n frames; None if not even their spacing. Raises ValueError for what is no number."""
+    """What a dataset says of its n frames; None if not even their spacing. Raises ValueError for a malformed number."""
     groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
     detector = list(dataset.get("DetectorInformationSequence") or [])[:1]  # of nuclear medicine
@@ -89,7 +89,7 @@ def arranged(
     """(the order of the frames, None if it is theirs; the grid on which they then lie, None if unknown).
 
     Raises:
-        InputError: frames that are not parallel, lie on one another, or leave a gap; a geometry that is none.
+        InputError: frames that are not parallel, lie on one another, or leave a gap; an invalid geometry.
     """
     if frames is None:
         return None, None
@@ -105,7 +105,7 @@ def arranged(
     row, column = directions[0, :3], directions[0, 3:]
     normal = np.cross(row, column)
     if not 0.99 < np.linalg.norm(row) < 1.01 or not 0.99 < np.linalg.norm(column) < 1.01 or abs(row @ column) > 0.01:
-        raise InputError(f"{name} has an orientation that is none; save it again.")
+        raise InputError(f"{name} has an invalid orientation; save it again.")
     heights = positions @ normal
     order = np.argsort(heights, kind="stable")
     if n > 1:

@@ -1,9 +1,9 @@
 """A fused image as a DICOM file: a new, derived object, composed rather than copied.
 
-It is a Multi-frame Grayscale Word Secondary Capture (PS3.3, A.8.4): its values are no scanner's, so no modality's
-object fits. Patient and study are those of the source it is written like; position, orientation and spacing are the
-grid's, for each frame; the sources are referred to. Nothing else of a source is taken: no icon, overlay, acquisition
-parameter or private element.
+It is a Multi-frame Grayscale Word Secondary Capture (PS3.3, A.8.4): its values were not measured by a scanner, so no
+modality's object fits. Patient and study are those of the source it is written like; position, orientation and spacing
+are the grid's, for each frame; the sources are referred to. Nothing else of a source is taken: no icon, overlay,
+acquisition parameter or private element.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ddfm.errors import InputError
+from ddfm.io.dicom import coded
 from ddfm.io.grid import Grid
 from ddfm.io.images import Image
 
@@ -51,7 +52,8 @@ def encode(
     if anonymise:
         _anonymise(dataset)
     else:
-        _refer(dataset, [source.header for source in sources if hasattr(source.header, "PixelData")])
+        headers = [source.header for source in sources if hasattr(source.header, "PixelData")]
+        dataset.SourceImageSequence = [item for header in headers for item in header.get("SourceImageSequence") or []]
     _describe(dataset, like)
     _pixel_module(dataset, shape, slope, like)
     _place(dataset, shape, like, name)
@@ -106,17 +108,12 @@ def _anonymise(dataset: Any) -> None:
     rules(dataset)
     dataset.PatientIdentityRemoved = "YES"
     dataset.DeidentificationMethod = "PS3.15 basic profile"
-    dataset.DeidentificationMethodCodeSequence = [_code(codes.cid7050.BasicApplicationConfidentialityProfile)]
-
-
-def _refer(dataset: Any, sources: Sequence[Any]) -> None:
-    """What the image was derived from."""
-    dataset.SourceImageSequence = [item for source in sources for item in source.get("SourceImageSequence") or []]
+    profile = codes.cid7050.BasicApplicationConfidentialityProfile
+    dataset.DeidentificationMethodCodeSequence = [coded(*profile[:3])]
 
 
 def _describe(dataset: Any, like: Image) -> None:
     """That the image is derived, by what, and a new identity: it must never pass for an acquisition."""
-    from pydicom.dataset import Dataset
     from pydicom.uid import generate_uid
 
     from ddfm import __version__
@@ -129,10 +126,9 @@ def _describe(dataset: Any, like: Image) -> None:
     dataset.ImageType = ["DERIVED", "SECONDARY"]
     dataset.SeriesNumber, dataset.InstanceNumber = None, "1"
     dataset.SeriesDescription = "DDFM image fusion"
-    dataset.DerivationDescription = "Fused from the source images by DDFM; the values are no scanner's"
-    fusion = Dataset()  # PS3.16 has no code for it; its context group may be extended
-    fusion.CodeValue, fusion.CodingSchemeDesignator, fusion.CodeMeaning = "FUSION", "99DDFM", "Image fusion"
-    dataset.DerivationCodeSequence = [fusion]
+    dataset.DerivationDescription = "Fused from the source images by DDFM; not measured by a scanner"
+    # PS3.16 has no code for it; its context group may be extended.
+    dataset.DerivationCodeSequence = [coded("FUSION", "99DDFM", "Image fusion")]
     dataset.Manufacturer, dataset.ManufacturerModelName = "DDFM", "ddfm"
     dataset.SoftwareVersions = __version__
     if dataset.get("PatientIdentityRemoved") != "YES":
@@ -205,15 +201,6 @@ def _distance(grid: Grid) -> float:
     """Between neighbouring slices, along their normal: in a sheared grid less than the length of the step."""
     normal = np.cross(grid.affine[:3, 0], grid.affine[:3, 1])
     return float(abs(grid.affine[:3, 2] @ normal) / np.linalg.norm(normal))
-
-
-def _code(concept: Any) -> Any:
-    from pydicom.dataset import Dataset
-
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator = concept.value, concept.scheme_designator
-    item.CodeMeaning = concept.meaning
-    return item
 
 
 def _decimal(value: float) -> str:

@@ -24,12 +24,11 @@ def encode(
     icc: bytes | None = None,
     dpi: tuple[float, float] | None = None,
     exif: bytes | None = None,
-    quality: int = 95,
 ) -> bytes:
     """The file `suffix` (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp") of values (H, W) or (H, W, 3).
 
     uint8, uint16 (PNG, TIFF) or float32 (TIFF). dpi: horizontal, vertical. exif: as a file had it; written with
-    orientation 1, the result's size and no thumbnail. JPEG is written 4:4:4.
+    orientation 1, the result's size and no thumbnail. JPEG is written 4:4:4, quality 95.
     """
     about = _own_exif(exif, values) if suffix != ".bmp" else None
     if suffix in (".tif", ".tiff"):
@@ -43,7 +42,7 @@ def encode(
     if about:
         options["exif"] = about.tobytes()
     if suffix in (".jpg", ".jpeg"):
-        options |= {"quality": quality, "subsampling": 0}
+        options |= {"quality": 95, "subsampling": 0}
     buffer = io.BytesIO()
     PIL.Image.fromarray(values).save(buffer, {".png": "PNG", ".bmp": "BMP"}.get(suffix, "JPEG"), **options)
     return buffer.getvalue()

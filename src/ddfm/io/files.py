@@ -12,6 +12,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from ddfm.errors import InputError
@@ -95,16 +96,24 @@ def _size(count: int) -> str:
     return f"{count} GiB"
 
 
+def listed(folder: str | os.PathLike[str]) -> list[Path]:
+    """What is in a folder, sorted. Raises InputError."""
+    try:
+        return sorted(Path(folder).iterdir())
+    except OSError as error:
+        raise InputError(f"Cannot read the folder {quoted(folder)}: {reason(error)}.") from error
+
+
 def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
     """The bytes of a regular file of 1 to `limit` bytes. Raises InputError as `open_file` does."""
     with open_file(path, limit) as file:
         return file.read(os.fstat(file.fileno()).st_size)
 
 
-def read_text(path: str | os.PathLike[str], limit: int = 2**24) -> str:
-    """The text of a regular UTF-8 file of at most `limit` bytes (16 MiB). Raises InputError."""
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a regular UTF-8 file of at most 16 MiB. Raises InputError."""
     try:
-        return read_bytes(path, limit).decode("utf-8-sig")
+        return read_bytes(path, 2**24).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{quoted(path)} is not text in UTF-8; save it as such.") from error
 

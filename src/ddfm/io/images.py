@@ -44,13 +44,17 @@ DEPTHS = {".png": (8, 16), ".tif": (8, 16, 32), ".tiff": (8, 16, 32), ".jpg": (8
 class Image:
     """An image and what is needed to write another one like it.
 
-    pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB; of a volume (S, H, W), S grey slices. bits: 8, 16 or 32
-    (a float file or one in units of its own). low, high: the file's values that became 0 and 1: (0, 255),
-    (0, 65535), (0, 1), or what normalisation chose. icc: the profile the pixels are in, None for sRGB or none
-    given. dpi: horizontal, vertical. header: the DICOM or NIfTI header. grid: where the pixels of such a file
-    lie in the patient. findings: a sentence for each thing that was assumed in reading. exif: as the file has it.
-    unit: of low and high where the file tells, such as "°C". geometry: of a source that shares its file with a photo,
-    see `thermal.read_sources`.
+    Attributes:
+        pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB; of a volume (S, H, W), S grey slices.
+        bits: 8, 16 or 32 (a float file or one in units of its own).
+        low, high: The file's values that became 0 and 1: (0, 255), (0, 65535), (0, 1), or what normalisation chose.
+        icc: The profile the pixels are in, None for sRGB or none given.
+        dpi: Horizontal, vertical.
+        header: The DICOM or NIfTI header.
+        grid: Where the pixels of such a file lie in the patient.
+        findings: A sentence for each thing that was assumed in reading.
+        exif: As the file has it.
+        unit: Of low and high where the file tells, such as "°C".
     """
 
     pixels: np.ndarray
@@ -65,12 +69,28 @@ class Image:
     findings: tuple[str, ...] = ()
     exif: bytes | None = None
     unit: str = ""
-    geometry: np.ndarray | None = None
 
     @property
     def is_volume(self) -> bool:
         """Whether the pixels are slices: DICOM and NIfTI, which alone have headers, are never coloured."""
         return self.header is not None and self.pixels.ndim == 3
+
+    @property
+    def name(self) -> str:
+        """For a sentence: its file."""
+        return quoted(self.path) if self.path is not None else "A source"
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """(H, W), of a volume that of a slice."""
+        height, width = self.pixels.shape[1:] if self.is_volume else self.pixels.shape[:2]
+        return height, width
+
+    @property
+    def size(self) -> str:
+        """For a sentence: width x height, of a volume x slices."""
+        size = f"{self.plane[1]}x{self.plane[0]}"
+        return f"{size}x{len(self.pixels)}" if self.is_volume else size
 
     def restore(self, pixels: np.ndarray) -> np.ndarray:
         """[0, 1] back to the file's own values (counts, Hounsfield units ...): low + pixels (high - low),
@@ -121,7 +141,7 @@ def read_any(
     """Read a source: an image as `read` does, or a DICOM or NIfTI file of several slices, or a folder that holds a
     DICOM series: pixels (S, H, W), one map for all.
 
-    window: of a CT, see `medical.read_volume`; the range is then for what is no CT. scale_counts: whether a sensor's
+    window: of a CT, see `medical.read`; the range is then for what is not a CT. scale_counts: whether a sensor's
     raw counts are stretched as by `normalise`, which `Image.findings` says: floats and wide integers outside [0, 1],
     and grey of more than 8 bits whose values span at most a quarter of the full scale and lie further above 0 than
     that. Raises InputError.
@@ -166,7 +186,7 @@ def _ranged(image: Image, value_range: Range | None, window: Any) -> Image:
 
 def _are_counts(values: np.ndarray, full: float | None) -> bool:
     """Whether grey values of more than 8 bits are a sensor's counts: a narrow span (one tone, if they were taken as
-    they are) far above 0. A dark image of 16 bits reaches down to 0 and is none."""
+    they are) far above 0. A dark image of 16 bits reaches down to 0 and is not one of them."""
     if values.ndim != 2 or full is None or full <= 255:
         return False
     low, high = np.percentile(values, PERCENTILES)
@@ -182,9 +202,7 @@ def _scaled(values: np.ndarray, name: str) -> str:
     )
 
 
-def write(
-    path: str | os.PathLike[str], pixels: Any, bits: int = 8, like: Image | None = None, quality: int = 95
-) -> None:
+def write(path: str | os.PathLike[str], pixels: Any, bits: int = 8, like: Image | None = None) -> None:
     """Write pixels, [0, 1], (H, W) or (H, W, 3) RGB, to a file whose format is its suffix.
 
     .png (8, 16 bits), .tif .tiff (8, 16, 32 = float), .jpg .jpeg .bmp (8), .dcm .nii .nii.gz (`like` gives
@@ -203,7 +221,7 @@ def write(
     space = b"GRAY" if pixels.ndim == 2 else b"RGB "  # a profile only where it is one for as many channels
     icc = like.icc if like.icc and like.icc[16:20] == space else None
     values = _quantised(pixels, bits)
-    write_bytes(path, encode(Path(path).suffix.lower(), values, icc, like.dpi, like.exif, quality))
+    write_bytes(path, encode(Path(path).suffix.lower(), values, icc, like.dpi, like.exif))
 
 
 def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
@@ -312,6 +330,11 @@ def to_unit(
 def is_medical(path: str | os.PathLike[str]) -> bool:
     """Whether the name is that of a DICOM or NIfTI file."""
     return os.fspath(path).lower().endswith((".dcm", ".dicom", ".nii", ".nii.gz"))
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """What an 8-bit file holds of floats, clipped to [0, 1] and rounded half to even: uint8 of their shape."""
+    return _quantised(pixels.clip(0, 1), 8)
 
 
 def _quantised(pixels: np.ndarray, bits: int) -> np.ndarray:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 from ddfm.errors import InputError
 from ddfm.io import dicom, dicom_write, nifti
 from ddfm.io.codecs import one_sentence
-from ddfm.io.files import MAX_BYTES, quoted, read_bytes, write_bytes
+from ddfm.io.files import MAX_BYTES, listed, quoted, read_bytes, write_bytes
 from ddfm.io.images import Image, is_medical
 from ddfm.io.volume import WINDOWS, Volume, Window, hounsfield, to_image
 
@@ -33,22 +32,14 @@ __all__ = [
     "frame_of_reference",
     "from_dicom",
     "hounsfield",
+    "lends_geometry",
+    "patient",
+    "read",
+    "read_series",
+    "write_volume",
 ]
-__all__ += ["lends_geometry", "patient", "read", "read_series", "read_volume", "write_volume"]
 
 MAX_FILES = 10_000
-
-
-def read_volume(path: str | os.PathLike[str], normalise: bool = False, window: Window | None = None) -> Image:
-    """Read a NIfTI or DICOM file, or a folder with one DICOM series, as an Image of S slices, float32 [0, 1] (S, H, W).
-
-    normalise: stretch the 0.1 to 99.9 percentiles of the volume. window: of a CT, one of `WINDOWS` or (low, high) in
-    Hounsfield units. A single slice gives S = 1. Raises InputError.
-    """
-    path = Path(path)
-    if os.path.isdir(path):
-        return _read_series(path, normalise, window)
-    return _read(path, read_bytes(path), normalise, window)
 
 
 def write_volume(
@@ -70,14 +61,28 @@ def write_volume(
     write_bytes(path, _encode(path, pixels, like, sources, anonymise))
 
 
-def read(path: Path, data: bytes, normalise: bool = False, window: Window | None = None) -> Image:
-    """The bytes of a DICOM or NIfTI file: one slice is an image, pixels (H, W); `images.read_any` calls this."""
-    return _slice_or_volume(_read(path, data, normalise, window))
+def read(path: Path, data: bytes, normalise: bool, window: Window | None) -> Image:
+    """The bytes of a DICOM or NIfTI file as float32 [0, 1], (S, H, W), or (H, W) of a single slice.
+
+    `images.read_any` calls this. normalise: stretch the 0.1 to 99.9 percentiles of the volume. window: of a CT, one of
+    `WINDOWS` or (low, high) in Hounsfield units. Raises InputError.
+    """
+    name = quoted(path)
+    if dicom.is_dicom(data):
+        decode = dicom.decode
+    elif is_medical(path) and not _is_dicom(path):
+        decode = nifti.decode
+    else:
+        raise InputError(f"{name} is not a DICOM or NIfTI file; save or copy it again.")
+    with _reading(name):
+        return to_image(decode(data, name), path, normalise, window)
 
 
-def read_series(folder: Path, normalise: bool = False, window: Window | None = None) -> Image:
+def read_series(folder: Path, normalise: bool, window: Window | None) -> Image:
     """The DICOM series in a folder, as `read` gives it; `images.read_any` calls this. Raises InputError."""
-    return _slice_or_volume(_read_series(folder, normalise, window))
+    name = quoted(folder)
+    with _reading(name):
+        return to_image(_decode_folder(folder, name), folder, normalise, window)
 
 
 def encode(
@@ -142,33 +147,8 @@ def frame_of_reference(image: Image) -> str:
     return str(image.header.get("FrameOfReferenceUID") or "") if from_dicom(image) else ""
 
 
-def _slice_or_volume(image: Image) -> Image:
-    return image if len(image.pixels) > 1 else replace(image, pixels=image.pixels[0])
-
-
-def _read(path: Path, data: bytes, normalise: bool, window: Window | None) -> Image:
-    name = quoted(path)
-    if dicom.is_dicom(data):
-        decode = dicom.decode
-    elif is_medical(path) and not _is_dicom(path):
-        decode = nifti.decode
-    else:
-        raise InputError(f"{name} is not a DICOM or NIfTI file; save or copy it again.")
-    with _reading(name):
-        return to_image(decode(data, name), path, normalise, window)
-
-
-def _read_series(folder: Path, normalise: bool, window: Window | None) -> Image:
-    name = quoted(folder)
-    with _reading(name):
-        return to_image(_decode_folder(folder, name), folder, normalise, window)
-
-
 def _decode_folder(folder: Path, name: str) -> Volume:
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"Cannot read the folder {name}: {(error.strerror or str(error)).lower()}.") from error
+    paths = [path for path in listed(folder) if path.is_file() and not path.name.startswith(".")]
     if len(paths) > MAX_FILES:
         raise InputError(f"{name} holds more than {MAX_FILES} files; put one DICOM series in a folder of its own.")
     series: dict[str, list[tuple[str, bytes]]] = {}

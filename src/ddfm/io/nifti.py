@@ -125,7 +125,7 @@ def _check_size(shape: tuple[int, ...], name: str) -> None:
 
 
 def _grid(header: Any, size: tuple[int, ...], name: str, findings: list[str]) -> Grid | None:
-    """Where the voxels lie. An affine that is none is refused: every choice of another would be a guess."""
+    """Where the voxels lie. An invalid affine is refused: any other would be a guess."""
     width, height, depth = size
     known = {}
     for form in ("sform", "qform"):

@@ -10,7 +10,6 @@ Files are compared by what they are on the disk (device and inode), not by their
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 import unicodedata
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ddfm.errors import InputError
-from ddfm.io.files import quoted
+from ddfm.io.files import quoted, reason
 
 PathLike = str | os.PathLike[str]
 _File = tuple[int, int] | tuple[object, str]  # (device, inode), or of a file to be: (its folder, its name)
@@ -79,8 +78,10 @@ class Outputs:
         self._names[_folded(path)] = path
         return path
 
-    def folder(self, path: PathLike) -> Path:
+    def folder(self, path: PathLike, shared: bool = False) -> Path:
         """Make a folder for results, rid of what a killed run left half written in it.
+
+        shared: others may be writing there now; what is half written is left alone.
 
         Raises InputError where it cannot be made or is one of the inputs' own folders.
         """
@@ -90,13 +91,13 @@ class Outputs:
             status = os.stat(path)
             if (status.st_dev, status.st_ino) in self._folders:
                 raise InputError(f"The results cannot go to {name}: it is a folder of sources; choose another one.")
-            for part in Path(path).glob(".ddfm-*.part"):
+            for part in [] if shared else Path(path).glob(".ddfm-*.part"):
                 part.unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(f"Cannot use the folder {name}: {reason.lower()}; choose another one.") from error
+            why = reason(error) if isinstance(error, OSError) else "that is not a possible name"
+            raise InputError(f"Cannot use the folder {name}: {why}.") from error
         return Path(path)
 
     def _same_on_this_disk(self, path: Path) -> Path | None:
@@ -115,13 +116,7 @@ def _identity(path: Path, name: str) -> tuple[_File, bool]:
             target = os.path.realpath(path)  # of a link that leads nowhere yet: where writing would put it
             return (_folder_identity(os.path.dirname(target)), os.path.basename(target)), False
     except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise InputError(
-                f"{name} is a link that leads back to itself; remove it or choose another name."
-            ) from error
-        raise InputError(
-            f"Cannot write {name}: {(error.strerror or str(error)).lower()}; choose another name."
-        ) from error
+        raise InputError(f"Cannot write {name}: {reason(error)}.") from error
     except ValueError as error:  # NUL, or half a character
         raise InputError(f"Cannot write {name}: that is not a possible file name; choose another one.") from error
 

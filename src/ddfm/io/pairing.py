@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ddfm.errors import InputError
 from ddfm.io import sensors, thermal
-from ddfm.io.images import quoted
+from ddfm.io.files import listed, quoted
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
@@ -62,7 +62,7 @@ def find_groups(
 def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
     """The images that all folders have, by stem: {stem: [path in each folder]} in order of stem, and the unmatched.
 
-    Extensions may differ between folders. Raises InputError for something that is no folder, an empty folder, two
+    Extensions may differ between folders. Raises InputError for something that is not a folder, an empty folder, two
     files of one stem in a folder, and where nothing matches.
     """
     tables = [_by_stem(Path(folder), {p.name: p for p in _listed(Path(folder)) if p.is_file()}) for folder in folders]
@@ -263,9 +263,4 @@ def _listed(folder: Path) -> list[Path]:
     """What is in a folder, sorted. Raises InputError."""
     if not os.path.isdir(folder):
         raise InputError(f"{quoted(folder)} is not a folder; check the name.")
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(
-            f"Cannot read the folder {quoted(folder)}: {(error.strerror or str(error)).lower()}."
-        ) from error
+    return listed(folder)

@@ -1,4 +1,4 @@
-"""Numbers with a unit to pixels in [0, 1]: one linear map for a whole volume, never one a slice.
+"""Numbers with a unit to pixels in [0, 1]: one linear map for a whole volume, never one per slice.
 
 The smallest to the largest value becomes [0, 1]; or, normalised, the 0.1 to 99.9 percentiles; or, for a CT, a window in
 Hounsfield units. `Image.low` and `high` keep the map.
@@ -58,7 +58,7 @@ def hounsfield(window: Window) -> tuple[float, float]:
 
 
 def to_image(volume: Volume, path: Path, normalise: bool, window: Window | None) -> Image:
-    """The volume as an Image, float32 [0, 1] (S, H, W); padding and NaN become 0, the background.
+    """The volume as an Image, float32 [0, 1] (S, H, W), or (H, W) of a single slice; padding and NaN become 0.
 
     window: of a CT: so the file says or, where it says nothing (NIfTI), the numbers look like Hounsfield units.
     Raises InputError for infinite, absent and huge values.
@@ -91,6 +91,7 @@ def to_image(volume: Volume, path: Path, normalise: bool, window: Window | None)
         out[:] = np.clip((numbers.astype(np.float64) - low) / (high - low), 0, 1)
         if void is not None:
             out[void[k]] = 0
+    pixels = pixels if len(pixels) > 1 else pixels[0]
     return Image(pixels, 32, path, low, high, header=volume.header, grid=volume.grid, findings=tuple(findings))
 
 

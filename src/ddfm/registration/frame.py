@@ -89,7 +89,7 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     if rig is not None:
         if (rig.moving_shape, rig.fixed_shape) != (source.pixels.shape[:2], target.pixels.shape[:2]):
             raise InputError(
-                f"The rig file is not for {_name(source)} in the frame of {_name(target)}: it brings images of "
+                f"The rig file is not for {source.name} in the frame of {target.name}: it brings images of "
                 f"{_size(rig.moving_shape)} pixels to {_size(rig.fixed_shape)}. Write one for this pair with `ddfm "
                 "register A B --save RIG`."
             )
@@ -99,7 +99,7 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     found = register(source.pixels, target.pixels, dense=align == "dense")
     if not found.confident and align != "force":
         raise InputError(
-            f"{_name(source)} and {_name(target)}: {found.sentence} Use align=force to take what was found, align=skip "
+            f"{source.name} and {target.name}: {found.sentence} Use align=force to take what was found, align=skip "
             "to take them as showing the same field of view, or a rig calibration."
         )
     return found
@@ -176,10 +176,6 @@ def _common(places: Sequence[Registration | None], shape: tuple[int, ...]) -> tu
         raise InputError("No part of the scene is covered by all sources; do not crop.")
     top, bottom, left, right = (int(n) * cell for n in best)
     return slice(top, bottom), slice(left, right)
-
-
-def _name(source: Image) -> str:
-    return quoted(source.path) if source.path is not None else "A source"
 
 
 def _size(shape: tuple[int, int]) -> str:

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 
 from ddfm.errors import InputError
+from ddfm.io.files import quoted, read_text, write_bytes
 
 VERSION = 1  # of the rig file
-MAX_BYTES = 2**16  # of a rig file, which has a few hundred
 LARGEST = 2**15 - 1  # pixels a side, of what OpenCV resamples
 OVERHANG = 1.0  # pixels that the frame may reach beyond the moving image: there the edge is repeated
 FEATHER = 0.04  # of the shorter side of the frame: over so much the moving image fades out at its border
@@ -146,29 +146,22 @@ class Registration:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rig calibration: JSON with the matrix and both sizes (a local refinement belongs to its scene).
 
-        Raises InputError if `path` cannot be written.
+        The file is written atomically. Raises InputError if `path` cannot be written.
         """
         rig = {"ddfm_rig": VERSION} | self.as_dict()
-        try:
-            Path(path).write_text(json.dumps(rig, indent=1) + "\n", encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"Cannot write the rig file '{path}': {getattr(error, 'strerror', None) or error}."
-            ) from error
+        write_bytes(path, (json.dumps(rig, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Registration:
         """Read what `save` wrote, as known geometry: confident. Raises InputError for any other file."""
+        name, text = quoted(path), read_text(path)
         try:
-            if not Path(path).is_file():
-                raise ValueError("no such file")
-            with open(path, "rb") as file:
-                rig = json.loads(file.read(MAX_BYTES))
-            return replace(_parsed(rig, f"The images are aligned as in the rig file '{path}'."), path=Path(path))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+            rig = _parsed(json.loads(text), f"The images are aligned as in the rig file {name}.")
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise InputError(
-                f"'{path}' is not a rig file of this version of ddfm; write one with `ddfm register A B --save RIG`."
+                f"{name} is not a rig file of this version of ddfm; write one with `ddfm register A B --save RIG`."
             ) from error
+        return replace(rig, path=Path(path))
 
 
 def from_matrix(

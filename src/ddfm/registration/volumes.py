@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from ddfm.errors import InputError
-from ddfm.io.files import quoted
 from ddfm.io.grid import Grid, angle
 from ddfm.io.images import Image
 
@@ -79,7 +78,7 @@ def check_patients(sources: Sequence[Image], allow_different: bool = False) -> l
         for source in known[1:]:
             if of(source) == of(known[0]):
                 continue
-            said = f"{_name(source)} is of another {what} than {_name(known[0])}"
+            said = f"{source.name} is of another {what} than {known[0].name}"
             if what == "patient":
                 if not allow_different:
                     raise InputError(f"{said}; check the files, or allow different patients.")
@@ -95,7 +94,7 @@ def register(moving: Image, fixed: Image) -> Rigid:
     """The rigid motion between two volumes of known place that maximises mutual information. Raises InputError."""
     sitk = _simpleitk()
     if min(len(_slices(image)) for image in (moving, fixed)) < 4:
-        raise InputError(f"{_name(moving)} or {_name(fixed)} has fewer than four slices: too few to register rigidly.")
+        raise InputError(f"{moving.name} or {fixed.name} has fewer than four slices: too few to register rigidly.")
     f, m = (_physical(image, sitk) for image in (fixed, moving))
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
@@ -120,7 +119,7 @@ def register(moving: Image, fixed: Image) -> Rigid:
         method.Execute(f, m)
     except RuntimeError as error:
         raise InputError(
-            f"{_name(moving)} could not be registered rigidly to {_name(fixed)}; register it first."
+            f"{moving.name} could not be registered rigidly to {fixed.name}; register it first."
         ) from error
     method.SetShrinkFactorsPerLevel([1])
     method.SetSmoothingSigmasPerLevel([0.0])
@@ -140,12 +139,10 @@ def _bring(moving: Image, fixed: Image, rigid: bool) -> tuple[Image, list[str]]:
     if here is None or there is None or not here.placed or not there.placed:
         return moving, _unplaced(moving, fixed, rigid)
     if len(_slices(moving)) == 1 < len(_slices(fixed)):
-        raise InputError(
-            f"{_name(moving)} is a single slice and {_name(fixed)} a volume; choose the slice as the frame."
-        )
+        raise InputError(f"{moving.name} is a single slice and {fixed.name} a volume; choose the slice as the frame.")
     found = register(moving, fixed) if rigid else None
     centre = (there.affine @ [*((n - 1) / 2 for n in there.size), 1.0])[:3]
-    findings = [found.sentence(_name(moving), _name(fixed), centre)] if found else []
+    findings = [found.sentence(moving.name, fixed.name, centre)] if found else []
     if found is not None:  # the moving source, moved to where it belongs in the frame's patient
         here = Grid(here.shape, np.linalg.inv(found.matrix) @ here.affine)
     if here.is_same(there):
@@ -153,14 +150,12 @@ def _bring(moving: Image, fixed: Image, rigid: bool) -> tuple[Image, list[str]]:
     if (change := here.reordering(there)) is not None:
         order, backwards = change
         pixels = np.ascontiguousarray(np.flip(_slices(moving).transpose(order), backwards))
-        said = (
-            f"{_name(moving)} has its axes along {here.axes}, {_name(fixed)} along {there.axes}; they were reordered."
-        )
+        said = f"{moving.name} has its axes along {here.axes}, {fixed.name} along {there.axes}; they were reordered."
         return _on(moving, pixels, there), [*findings, said]
     covered = _coverage(here, there)
     if covered == 0 or (found and max(covered, _coverage(there, here)) < LEAST_OVERLAP):
         raise InputError(
-            f"{_name(moving)} and {_name(fixed)} do not overlap in the patient's coordinates; register one to the other"
+            f"{moving.name} and {fixed.name} do not overlap in the patient's coordinates; register one to the other"
             f"{'' if found else ' (rigid)'} or check their geometry."
         )
     findings.append(_resampled(moving, fixed, here, there, centre, covered))
@@ -172,24 +167,24 @@ def _unplaced(moving: Image, fixed: Image, rigid: bool) -> list[str]:
     here, there = moving.grid, fixed.grid
     lost = moving if here is None or not here.placed else fixed
     if rigid:
-        raise InputError(f"{_name(lost)} does not say where it lies, so it cannot be registered rigidly.")
+        raise InputError(f"{lost.name} does not say where it lies, so it cannot be registered rigidly.")
     if moving.pixels.shape[:3] != fixed.pixels.shape[:3]:
         return []  # whoever checks the sizes says so
     if here is not None and there is not None and not np.allclose(here.spacing, there.spacing, rtol=0.01):
         raise InputError(
-            f"{_name(moving)} has {here.sentence()} and {_name(fixed)} {there.sentence()}, and {_name(lost)} does not "
+            f"{moving.name} has {here.sentence()} and {fixed.name} {there.sentence()}, and {lost.name} does not "
             "say where it lies; write its geometry first."
         )
     return [
-        f"{_name(lost)} does not say where it lies in the patient; pixel by pixel, {_name(moving)} is taken to show "
-        f"what {_name(fixed)} does."
+        f"{lost.name} does not say where it lies in the patient; pixel by pixel, {moving.name} is taken to show "
+        f"what {fixed.name} does."
     ]
 
 
 def _resampled(moving: Image, fixed: Image, here: Grid, there: Grid, centre: np.ndarray, covered: float) -> str:
     own_centre = (here.affine @ [*((n - 1) / 2 for n in here.size), 1.0])[:3]
     return (
-        f"{_name(moving)} ({here.sentence()}) was resampled into the frame of {_name(fixed)} ({there.sentence()}): "
+        f"{moving.name} ({here.sentence()}) was resampled into the frame of {fixed.name} ({there.sentence()}): "
         f"axes {here.axes} to {there.axes}, turned by {_turn(here, there):.3g} degrees, centres "
         f"{np.linalg.norm(own_centre - centre):.3g} mm apart; it covers {_percent(covered)} of it."
     )
@@ -297,7 +292,3 @@ def _on(image: Image, pixels: np.ndarray, grid: Grid) -> Image:
 def _slices(image: Image) -> np.ndarray:
     """(S, H, W), a view."""
     return image.pixels if image.pixels.ndim == 3 else image.pixels[None]
-
-
-def _name(image: Image) -> str:
-    return quoted(image.path) if image.path is not None else "A source"

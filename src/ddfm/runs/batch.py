@@ -14,13 +14,13 @@ from ddfm import __version__
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
-from ddfm.pipeline import DDFMPipeline, likelihood_of
+from ddfm.pipeline import DDFMPipeline, likelihood_of, quiet_pipeline
 from ddfm.prior import Progress
-from ddfm.runs.execution import BatchResult, Run, existing
+from ddfm.runs.execution import BatchResult, Run, check_format, earlier_results
 from ddfm.runs.manifest import Manifest, is_manifest
-from ddfm.runs.plan import Pair, Pairs, plan
+from ddfm.runs.plan import Pair, Pairs, plan, suffix_of
 from ddfm.runs.reading import Reading, with_changes
-from ddfm.runs.scene import Depth
+from ddfm.runs.scene import Depth, images_at_once
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.jsonl"
@@ -80,19 +80,17 @@ def batch(
     settings = changed(settings, changes)
     if batch_size is not None and batch_size < 1:
         raise InputError(f"The batch size is 1 or more, not {batch_size}.")
-    out, suffix = Path(out_dir), f".{format.lstrip('.').lower()}"
+    out, suffix = Path(out_dir), suffix_of(format)
     todo = plan(pairs, out, suffix, patterns)
     inputs = [prior, *([pairs] if isinstance(pairs, (str, os.PathLike)) else pairs)]
     _claim(todo.pairs, out, inputs, resume, overwrite, dry_run)
-    images.check_target(existing(out) / f"image{suffix}", 8 if depth == "same" else depth)
+    check_format(out, suffix, depth)
 
-    pipe = DDFMPipeline.from_prior(prior, device)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline(prior, device)
     recorded = recorded_settings(pipe, settings, reading, depth, suffix) | {"prior": str(prior)}
     result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
     with Manifest(result.manifest, recorded, resume) as manifest:
-        together = batch_size or (1 if pipe.device.type == "cpu" else 8)
-        run = Run(manifest, result, depth, reading, overwrite, together)
+        run = Run(manifest, result, depth, reading, overwrite, batch_size or images_at_once(pipe))
         if dry_run:
             run.rehearse(progress)
         else:
@@ -103,15 +101,12 @@ def batch(
 def _claim(todo: list[Pair], out: Path, inputs: list[Any], resume: bool, overwrite: bool, dry_run: bool) -> None:
     """Make the folders of the results and check that none goes onto an input, another result or somebody's file.
 
-    What an earlier run wrote is looked at file by file where one resumes, see `_Run.job`.
+    What an earlier run wrote is looked at file by file where one resumes, see `Run.job`.
     """
     manifest = out / MANIFEST
     if os.path.lexists(manifest) and not overwrite:
         if not resume:
-            raise InputError(
-                f"{images.quoted(out)} has the results of an earlier run: resume it (--resume), replace them "
-                "(--overwrite), or choose another folder."
-            )
+            raise earlier_results(out)
         if not is_manifest(manifest):
             raise InputError(f"{images.quoted(manifest)} is not the manifest of a batch: move it, or --overwrite it.")
     outputs = Outputs([source for pair in todo for source in pair.sources], overwrite=overwrite or resume)

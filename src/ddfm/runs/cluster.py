@@ -39,18 +39,18 @@ from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.io.pairing import stem
-from ddfm.pipeline import DDFMPipeline
+from ddfm.pipeline import quiet_pipeline
 from ddfm.runs.batch import recorded_settings
-from ddfm.runs.execution import BatchResult, Run, existing, sentence_of
+from ddfm.runs.execution import BatchResult, Run, check_format, earlier_results, sentence_of
 from ddfm.runs.listing import listing, refuse_doubles
-from ddfm.runs.plan import Pair, Pairs, leaves, named_pair, volume_suffix
+from ddfm.runs.plan import Pair, Pairs, leaves, named_pair, pair_of, suffix_of
 from ddfm.runs.reading import Reading, with_changes
 from ddfm.runs.records import RECORDS, Records, Row, fetched, is_remote
-from ddfm.runs.scene import Depth
+from ddfm.runs.scene import Depth, images_at_once
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.parquet"
-ROWS = 16  # pairs a task: what is verified again where a worker dies
+ROWS = 16  # pairs per task: what is verified again where a worker dies
 SHOWN = 100  # failures that the driver keeps; the manifest has all
 
 # What comes out of `FuseBatch`, one row per pair.
@@ -117,10 +117,9 @@ class FuseBatch:
             torch.set_num_threads(threads)
         self.reading, changes = with_changes(reading, changes)
         self.out, self.settings, self.measure = str(out_dir).rstrip("/"), changed(settings, changes), measure
-        self.depth, self.overwrite, self.suffix = depth, overwrite, _suffix(format)
-        self.pipe = DDFMPipeline.from_prior(prior, device)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.together = batch_size or (1 if self.pipe.device.type == "cpu" else 8)
+        self.depth, self.overwrite, self.suffix = depth, overwrite, suffix_of(format)
+        self.pipe = quiet_pipeline(prior, device)
+        self.together = batch_size or images_at_once(self.pipe)
         recorded = json.dumps(
             recorded_settings(self.pipe, self.settings, self.reading, depth, self.suffix), sort_keys=True
         )
@@ -167,13 +166,9 @@ class FuseBatch:
             raise InputError(f"{images.quoted(name)} is outside the folder of the results.")
         out = folder / "out" if is_remote(self.out) else Path(self.out)
         sources = [fetched(uri, folder / str(k)) if is_remote(uri) else Path(uri) for k, uri in enumerate(uris)]
-        if given:
-            pair = named_pair(name, sources, out, self.suffix)
-        else:
-            of_volume = volume_suffix(self.suffix, sources[0])
-            pair = Pair(name, sources, out / f"{name}{self.suffix}", out / f"{name}{of_volume}")
+        pair = (named_pair if given else pair_of)(name, sources, out, self.suffix)
         outputs = Outputs(sources, overwrite=True)
-        outputs.folder(pair.output.parent)
+        outputs.folder(pair.output.parent, shared=True)
         for output in {pair.output, pair.volume_output}:
             outputs.claim(output)
             if output.is_symlink():
@@ -273,14 +268,9 @@ def batch_on_cluster(
     if num_cpus < 1 and not num_gpus:
         raise InputError(f"A worker needs 1 CPU or more, or part of a GPU, not {num_cpus} CPUs.")
     out = str(out_dir).rstrip("/")
-    images.check_target(
-        existing(Path("." if is_remote(out) else out)) / f"x{_suffix(format)}", 8 if depth == "same" else depth
-    )
+    check_format(Path("." if is_remote(out) else out), suffix_of(format), depth)
     if not (resume or overwrite) and _exists(f"{out}/{RECORDS}"):
-        raise InputError(
-            f"{images.quoted(out)} has the results of an earlier run: resume it (--resume), replace them "
-            "(--overwrite), or choose another folder."
-        )
+        raise earlier_results(out)
     _start(address)
     rows, total, found = listing(pairs, out, patterns)
     if total is None:
@@ -315,6 +305,9 @@ def batch_on_cluster(
                     progress(result)
     except ray.exceptions.RayError as error:
         raise _root(error) from error
+    if not is_remote(out):  # what killed workers left half written: none is at work any more
+        for part in Path(out).rglob(".ddfm-*.part"):
+            part.unlink(missing_ok=True)
     return result
 
 
@@ -379,7 +372,3 @@ def _table(path: str) -> Iterator[pq.ParquetWriter]:
         finally:
             writer.close()
     files.mv(part, where)
-
-
-def _suffix(format: str) -> str:
-    return f".{format.lstrip('.').lower()}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,26 +20,17 @@ from ddfm.errors import InputError, out_of_memory
 from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
-from ddfm.runs.manifest import sha256
+from ddfm.runs.manifest import Manifest, sha256
 from ddfm.runs.plan import Pair
 from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Depth, Scene, fuse_images
 from ddfm.settings import FusionSettings
 
+if TYPE_CHECKING:
+    from ddfm.runs.records import Records
+
 GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded
 WRITES_WAITING = 2  # groups
-
-
-class Record(Protocol):
-    """What is complete and what is not; `Manifest` documents its members."""
-
-    def complete(self, name: str, output: Path, hashes: list[str]) -> dict[str, Any] | None: ...  # noqa: D102
-    def made(self, name: str, output: Path) -> bool: ...  # noqa: D102
-    def begin(self, outputs: dict[str, Path]) -> None: ...  # noqa: D102
-    def add(  # noqa: D102
-        self, name: str, output: Path, sources: list[Path], hashes: list[str], **more: Any
-    ) -> None: ...
-    def add_failure(self, name: str, sentence: str) -> None: ...  # noqa: D102
 
 
 @dataclass
@@ -97,7 +88,7 @@ class Run:
     """What the three threads share.
 
     Args:
-        manifest: What is complete.
+        manifest: What is complete, on one machine or on a cluster.
         result: Its pairs are what there is to do; the rest is filled in.
         depth: As of `batch`.
         reading: How sources are read.
@@ -105,7 +96,7 @@ class Run:
         together: Images of one size that go through the network together.
     """
 
-    manifest: Record
+    manifest: "Manifest | Records"
     result: BatchResult
     depth: Depth
     reading: Reading
@@ -189,7 +180,7 @@ class Run:
         generators = [image_generator(settings.seed, job.pair.name) for job in group]
         if scenes[0].is_volume:
             return scenes[0].fuse(pipe, replace(settings, seed=generators[0].initial_seed()), progress)[None]
-        return fuse_images(pipe, scenes, generators, settings, progress)
+        return fuse_images(pipe, scenes, generators, settings, progress)[0]
 
     def jobs(self, pairs: list[Pair]) -> Iterator[Job]:
         """The pairs in order, read unless they are complete; those that cannot be read are left out and listed."""
@@ -254,14 +245,14 @@ class Run:
                 yield waiting.pop(kind)
         yield from waiting.values()
 
-    def write(self, group: list[Job], pictures: np.ndarray, seconds: float) -> None:
+    def write(self, group: list[Job], fused: np.ndarray, seconds: float) -> None:
         """First the file, then its line in the manifest: what has a line is whole."""
         self.manifest.begin({job.pair.name: job.output for job in group if not job.complete})
-        for job, picture in zip(group, pictures, strict=True):
+        for job, image in zip(group, fused, strict=True):
             if job.complete or job.scene is None:
                 continue
             try:
-                job.scene.write(job.output, picture, self.depth)
+                job.scene.write(job.output, image, self.depth)
             except Exception as error:  # whatever it is, the others go on
                 self.result.failed[job.pair.name] = sentence_of(error)
                 continue
@@ -281,6 +272,19 @@ class Run:
 def _registered(scene: Scene) -> dict[str, Any]:
     """For the manifest: where each source lay in the frame, if any was moved."""
     return {"registrations": [x and x.as_dict() for x in scene.registrations]} if scene.registrations else {}
+
+
+def check_format(out: Path, suffix: str, depth: Depth) -> None:
+    """Raise InputError where no result with this extension and depth can be written in the folder."""
+    images.check_target(existing(out) / f"x{suffix}", 8 if depth == "same" else depth)
+
+
+def earlier_results(out: str | Path) -> InputError:
+    """Of a folder with results that the run was told neither to resume nor to replace."""
+    return InputError(
+        f"{images.quoted(out)} has the results of an earlier run: resume it (--resume), replace them (--overwrite), or "
+        "choose another folder."
+    )
 
 
 def existing(folder: Path) -> Path:

@@ -39,7 +39,7 @@ def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Datas
     paths = [str(pairs)] if isinstance(pairs, (str, os.PathLike)) else [str(path) for path in pairs]
     if len(paths) == 1 and not os.path.isdir(paths[0]):
         if patterns:
-            raise InputError(f"{images.quoted(paths[0])} is no folder: patterns are of the names in a folder.")
+            raise InputError(f"{images.quoted(paths[0])} is not a folder: patterns are for the names in a folder.")
         return _table_rows(paths[0]), None, Plan([])
     found = plan(paths, Path(out), ".png", patterns)
     rows = [

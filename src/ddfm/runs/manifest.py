@@ -19,7 +19,7 @@ from ddfm.io.files import read_bytes
 
 
 class Manifest:
-    """One file of JSON lines: the settings and versions, then a line an image, appended when its file is in place.
+    """One file of JSON lines: the settings and versions, then one line per image, appended when its file is in place.
 
     A line that a kill cut short is not JSON and does not count; the next run leaves it out. Nothing is written before
     the first line: a run that fails at once does not cost an earlier one its record. Which files are about to be
@@ -57,7 +57,7 @@ class Manifest:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it, with one line an image: of those that a killed run began, no trace is left."""
+        """Close it, with one line per image: of those that a killed run began, no trace is left."""
         if self.file is not None:
             os.close(self.file)
             with contextlib.suppress(InputError):  # on a full disk the longer one stays

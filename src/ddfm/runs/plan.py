@@ -52,7 +52,7 @@ def plan(given: Pairs, out: Path, suffix: str, patterns: Sequence[str] = ()) -> 
         raise InputError("Fusion takes a folder for each sensor, one folder of all, or a CSV file; none was given.")
     if len(paths) == 1 and not paths[0].is_dir():
         if patterns:
-            raise InputError(f"{images.quoted(paths[0])} is no folder: patterns are of the names in a folder.")
+            raise InputError(f"{images.quoted(paths[0])} is not a folder: patterns are for the names in a folder.")
         return Plan(_from_csv(paths[0], out, suffix))
     folders = {os.path.realpath(path) for path in paths}
     if os.path.realpath(out) in folders:
@@ -60,10 +60,7 @@ def plan(given: Pairs, out: Path, suffix: str, patterns: Sequence[str] = ()) -> 
     if len(folders) < len(paths) and not patterns:
         raise InputError("The same folder is given twice: give a folder for each sensor.")
     found = find_groups(paths, patterns, leave_out=out)
-    pairs = [
-        Pair(name, files, out / f"{name}{suffix}", out / f"{name}{volume_suffix(suffix, files[0])}")
-        for name, files in found.groups.items()
-    ]
+    pairs = [pair_of(name, files, out, suffix) for name, files in found.groups.items()]
     return Plan(pairs, found.unmatched, found.findings)
 
 
@@ -97,15 +94,24 @@ def _from_row(row: list[str], number: int, header: list[str], path: Path, out: P
 def named_pair(name: str, files: list[Path], out: Path, suffix: str) -> Pair:
     """A pair whose result has a name given to it: with an extension, or it gets the suffix."""
     base = stem(name := os.path.normpath(name))
-    of_volume = volume_suffix(suffix, files[0])
-    if base != name:
-        suffix = of_volume = name[len(base) :]
-    return Pair(base, files, out / f"{base}{suffix}", out / f"{base}{of_volume}")
+    if base == name:
+        return pair_of(name, files, out, suffix)
+    return Pair(base, files, out / name, out / name)
 
 
 def leaves(name: str) -> bool:
     """Whether a result of this name would lie outside the folder of the results."""
     return Path(name).is_absolute() or ".." in Path(os.path.normpath(name)).parts
+
+
+def pair_of(name: str, files: list[Path], out: Path, suffix: str) -> Pair:
+    """A pair whose result is called as its sources are."""
+    return Pair(name, files, out / f"{name}{suffix}", out / f"{name}{volume_suffix(suffix, files[0])}")
+
+
+def suffix_of(format: str) -> str:
+    """The extension of results: "png", ".PNG" and ".png" are all ".png"."""
+    return f".{format.lstrip('.').lower()}"
 
 
 def volume_suffix(suffix: str, source: Path) -> str:

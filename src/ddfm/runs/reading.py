@@ -53,7 +53,7 @@ class Reading:
         A frame is "first", "second" or counted from 1; a range or window is two numbers. A rig file is not read.
 
         Raises:
-            InputError: text that is no value of a field; the sentence begins with the field's name.
+            InputError: text that is not a value of its field; the sentence begins with the field's name.
         """
         return cls(**{name: _PARSERS[name](text[:80]) for name, text in fields.items() if text != ""})
 

@@ -1,4 +1,4 @@
-"""What a cluster's workers have done: a file a result, on any file system that fsspec opens."""
+"""What a cluster's workers have done: one file per result, on any file system that fsspec opens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 class Records:
-    """What is complete, as `Manifest`: but one JSON file a result, so that workers need not know of each other.
+    """What is complete, as `Manifest`: but one JSON file per result, so that workers need not know of each other.
 
     Args:
         out: Folder of the results, path or URI.
@@ -115,7 +115,7 @@ def fetched(uri: str, folder: Path, missing: bool = False) -> Path:
 
 
 def read_json(path: str) -> Row:
-    """An object of a file; empty where there is none."""
+    """The JSON object in a file; empty where there is none."""
     try:
         with fsspec.open(path, "rb") as file:
             found = json.loads(file.read())

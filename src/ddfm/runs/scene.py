@@ -30,8 +30,7 @@ from ddfm.settings import Colour, FusionSettings, changed
 if TYPE_CHECKING:
     import torch
 
-    from ddfm.io.volume import Window
-    from ddfm.pipeline import DDFMPipeline
+    from ddfm.pipeline import DDFMPipeline, FusionOutput
     from ddfm.prior import Progress
     from ddfm.registration import Registration
 
@@ -91,13 +90,13 @@ class Scene:
             findings += volumes.check_patients(sources, reading.allow_different_patients)
             sources, said = volumes.to_frame(sources, frame, reading.rigid)
             findings += said
-        _check_options(sources, medical, frame, reading.window, reading.rigid)
+        _check_options(sources, medical, reading)
         scene = cls(sources, findings, frame)
         scene._check_kinds()
         if not scene.is_volume:
             scene = scene._in_frame(reading)
         elif reading.align or reading.rig or reading.crop:
-            raise InputError(f"{_name(sources[0])} is a volume: use a rigid registration, not align, rig or crop.")
+            raise InputError(f"{sources[0].name} is a volume: use a rigid registration, not align, rig or crop.")
         scene._check_sizes()
         return scene
 
@@ -129,8 +128,8 @@ class Scene:
         settings = changed(settings, changes)
         if self.is_volume:
             return self._fuse_slices(pipe, settings, progress)
-        result: np.ndarray = fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)[0]
-        return result
+        fused, _ = fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)
+        return np.asarray(fused[0])
 
     def overlaid(self, fused: np.ndarray, palette: str, blend: float = 0.5) -> np.ndarray:
         """The fused image for display, (H, W, 3): the thermal source as a palette's colours over it, where it has data.
@@ -138,7 +137,7 @@ class Scene:
         The thermal source is the first grey one. Raises InputError for volumes and where all are in colour.
         """
         if self.is_volume or all(source.pixels.ndim == 3 for source in self.sources):
-            raise InputError("A palette is for the first grey image among the sources; there is none.")
+            raise InputError("A palette needs a grey image among the sources; there is none.")
         k = next(k for k, source in enumerate(self.sources) if source.pixels.ndim == 2)
         place = self.registrations[k] if self.registrations else None
         where = place.coverage if place is not None and place.fixed_shape == fused.shape[:2] else None
@@ -203,7 +202,7 @@ class Scene:
         for source in self.sources:
             if source.is_volume != first.is_volume:
                 raise InputError(
-                    f"{_name(source)} is {_kind(source)} but {_name(first)} is {_kind(first)}; fuse images with "
+                    f"{source.name} is {_kind(source)} but {first.name} is {_kind(first)}; fuse images with "
                     "images and volumes with volumes."
                 )
 
@@ -212,13 +211,12 @@ class Scene:
 
         first = self.sources[0]
         for source in self.sources:
-            if _size(source) != _size(first):
+            if source.size != first.size:
                 raise InputError(
-                    f"{_name(source)} is {_size(source)} but {_name(first)} is {_size(first)}; register them to one "
-                    "size first."
+                    f"{source.name} is {source.size} but {first.name} is {first.size}; register them to one size first."
                 )
-        if min(_shape(first)[:2]) < SMALLEST:
-            raise InputError(f"{_name(first)} is {_size(first)}; at least {SMALLEST}x{SMALLEST} is needed.")
+        if min(first.plane) < SMALLEST:
+            raise InputError(f"{first.name} is {first.size}; at least {SMALLEST}x{SMALLEST} is needed.")
 
     def _in_frame(self, how: Reading) -> Scene:
         """Images of any sizes on the grid of one of them."""
@@ -257,14 +255,15 @@ class Scene:
         model = likelihood_of(settings)
         if hasattr(model, "for_volume"):  # and so would statistics of each slice
             settings = replace(settings, likelihood=model.for_volume(volumes))
-        todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), _slices_per_call(pipe)
+        todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), images_at_once(pipe)
         for at in (todo[k : k + at_once] for k in range(0, len(todo), at_once)):
 
             def step(under_way: float, steps: int, done: int = done, n: int = len(at)) -> None:
                 if progress:
                     progress(done + n * under_way / steps, len(fused))
 
-            fused[at] = _call(pipe, [list(v[at]) for v in volumes], _generators(settings.seed, len(at)), settings, step)
+            sources, generators = [list(v[at]) for v in volumes], _generators(settings.seed, len(at))
+            fused[at] = _output(pipe, sources, generators, settings, step).images
             done += len(at)
         if progress:
             progress(done, len(fused))
@@ -280,35 +279,37 @@ def fuse_images(
     generators: list[torch.Generator],
     settings: FusionSettings,
     progress: Progress | None = None,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """B scenes of images of one size in one call of the pipeline, a generator each; arguments as of `Scene.fuse`.
 
-    Returns (B, H, W), or (B, H, W, 3) if any is coloured. Raises InputError as the pipeline does.
+    Returns the fused images, (B, H, W), or (B, H, W, 3) if any is coloured, and `FusionOutput.std`, (B, H, W) or None.
+    Raises InputError as the pipeline does.
     """
     sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
-    fused = _call(pipe, [list(images) for images in sensors], generators, settings, progress)
+    output = _output(pipe, [list(images) for images in sensors], generators, settings, progress)
+    fused = np.asarray(output.images)
     for k, scene in enumerate(scenes):
         if any(scene.registrations):
             from ddfm.registration import with_frame_beyond
 
             fused[k] = with_frame_beyond(fused[k], scene.sources[scene.frame].pixels, scene.registrations)
-    return fused
+    return fused, output.std
 
 
-def _call(
+def images_at_once(pipe: DDFMPipeline) -> int:
+    """Images of one size to a call of the pipeline: more than one are no faster on the CPU, more than eight nowhere."""
+    return 1 if pipe.device.type == "cpu" else 8
+
+
+def _output(
     pipe: DDFMPipeline,
     sources: list[list[np.ndarray]],
     generators: list[torch.Generator],
     settings: FusionSettings,
     progress: Progress | None,
-) -> np.ndarray:
-    output = pipe(sources, settings, generator=generators, progress=progress, output_type="np")
-    return np.asarray(output.images)  # type: ignore[union-attr]
-
-
-def _slices_per_call(pipe: DDFMPipeline) -> int:
-    """Slices to a call: more than one are no faster on the CPU, more than eight nowhere."""
-    return 1 if pipe.device.type == "cpu" else 8
+) -> FusionOutput:
+    output = pipe(sources, settings, generator=generators, progress=progress)
+    return output  # type: ignore[return-value]
 
 
 def _generators(seed: int, n: int) -> list[torch.Generator]:
@@ -319,13 +320,13 @@ def _generators(seed: int, n: int) -> list[torch.Generator]:
 
 
 def _read(path: str | os.PathLike[str], how: Reading) -> Image:
-    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the picture painted from them."""
+    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the image painted from them."""
     unread: tuple[str, ...] = ()
     if not os.path.isdir(path) and thermal.is_radiometric(path):
         try:
             return thermal.read_temperatures(path, how.value_range)
         except InputError as error:
-            unread = (f"The picture in {quoted(path)} is taken instead of its temperatures: {error}",)
+            unread = (f"The image in {quoted(path)} is taken instead of its temperatures: {error}",)
     image = images.read_any(path, how.normalise, how.value_range, how.window)
     if how.value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
         low, high = how.value_range
@@ -344,43 +345,27 @@ def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]
     if len(painted) == len(coloured):
         return sources, []
     said = [
-        f"{_name(source)} has the colours of a palette: its brightness is fused, the colours are those of the photo."
+        f"{source.name} has the colours of a palette: its brightness is fused, the colours are those of the photo."
         for source in painted
     ]
     grey = [replace(x, pixels=luma(x.pixels)) if any(x is p for p in painted) else x for x in sources]
     return grey, said
 
 
-def _check_options(sources: list[Image], medical: bool, frame: int, window: Window | None, rigid: bool) -> None:
+def _check_options(sources: list[Image], medical: bool, how: Reading) -> None:
     """What was asked of volumes and cannot be done is refused rather than ignored."""
-    if not medical and (window is not None or rigid):
+    if not medical and (how.window is not None or how.rigid):
         raise InputError(
             "A window and rigid registration are for DICOM and NIfTI files; there is none among the sources."
         )
-    if not 0 <= frame < len(sources):
-        raise InputError(f"The frame cannot be source number {frame + 1}: there are only {len(sources)} sources.")
-    if window is not None:
+    if how.frame is not None and not 0 <= how.frame < len(sources):
+        raise InputError(f"The frame cannot be source number {how.frame + 1}: there are only {len(sources)} sources.")
+    if how.window is not None:
         from ddfm.io.medical import hounsfield
 
-        if not any((source.low, source.high) == hounsfield(window) for source in sources):
+        if not any((source.low, source.high) == hounsfield(how.window) for source in sources):
             raise InputError("A window in Hounsfield units was asked for, but none of the sources is a CT.")
-
-
-def _name(source: Image) -> str:
-    return quoted(source.path) if source.path is not None else "A source"
 
 
 def _kind(source: Image) -> str:
     return f"a volume of {len(source.pixels)} slices" if source.is_volume else "an image"
-
-
-def _shape(source: Image) -> tuple[int, ...]:
-    """(H, W), or (H, W, S) of a volume."""
-    shape = source.pixels.shape
-    return (*shape[1:], shape[0]) if source.is_volume else shape[:2]
-
-
-def _size(source: Image) -> str:
-    """For a sentence: width x height (x slices)."""
-    height, width, *slices = _shape(source)
-    return "x".join(map(str, (width, height, *slices)))

@@ -56,13 +56,12 @@ def routes(service: Service) -> APIRouter:
 
 
 def _add_fuse(router: APIRouter, service: Service) -> None:
-    files = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in FORMATS}}
     described = "The fused image, or volume. DDFM-Findings holds, as JSON, what was assumed about the sources."
 
     @router.post(
         "/fuse",
         response_class=Response,
-        responses=document(*_SUBMIT, 406, 500) | {200: files | {"description": described}},
+        responses=document(*_SUBMIT, 406, 500) | _answer(described, *FORMATS),
         openapi_extra=_form(service.limits),
     )
     async def fuse(request: Request) -> Response:
@@ -80,12 +79,7 @@ def _add_fuse(router: APIRouter, service: Service) -> None:
 def _add_jobs(router: APIRouter, service: Service) -> None:
     queue = service.queue
 
-    @router.post(
-        "/jobs",
-        status_code=202,
-        responses=document(*_SUBMIT),
-        openapi_extra=_form(service.limits),
-    )
+    @router.post("/jobs", status_code=202, responses=document(*_SUBMIT), openapi_extra=_form(service.limits))
     async def submit(request: Request, response: Response) -> schemas.JobStatus:
         """Put the images of one scene into the queue; its address is in Location."""
         job = await service.submit(request, keep=True)
@@ -106,8 +100,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
     @router.get(
         "/jobs/{job_id}/events",
         response_class=StreamingResponse,
-        responses=document(422)
-        | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events."}},
+        responses=document(422) | _answer("Events.", "text/event-stream", binary=False),
     )
     async def events(job_id: JobId) -> StreamingResponse:
         """Server-sent events, named after the job's state, whose data is the job's status; the last is its end."""
@@ -116,12 +109,11 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
 def _add_results(router: APIRouter, service: Service) -> None:
     queue = service.queue
-    files = {"content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in FORMATS}}
 
     @router.get(
         "/jobs/{job_id}/result",
         response_class=Response,
-        responses=document(406, 409, 422, 500, 503) | {200: files | {"description": "The fused image, or volume."}},
+        responses=document(406, 409, 422, 500, 503) | _answer("The fused image, or volume.", *FORMATS),
     )
     async def result(request: Request, job_id: JobId, overlay: Laid) -> Response:
         """The result, whose format is the best of Accept, with the metadata of its sources."""
@@ -132,8 +124,7 @@ def _add_results(router: APIRouter, service: Service) -> None:
     @router.get(
         "/jobs/{job_id}/layers/{layer}",
         response_class=Response,
-        responses=document(409, 422, 500, 503)
-        | {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "PNG."}},
+        responses=document(409, 422, 500, 503) | _answer("PNG.", "image/png"),
     )
     async def layer(
         job_id: JobId,
@@ -189,8 +180,7 @@ def _add_form(router: APIRouter, service: Service) -> None:
     @router.get(
         "/examples/{name}/{source}.png",
         response_class=FileResponse,
-        responses=document(422)
-        | {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "PNG."}},
+        responses=document(422) | _answer("PNG.", "image/png"),
     )
     async def example(
         name: Annotated[str, Path(max_length=40, examples=["night_street"])],
@@ -202,6 +192,12 @@ def _add_form(router: APIRouter, service: Service) -> None:
         return FileResponse(_DEMO / f"{name}_{source}.png", media_type="image/png")
 
 
+def _answer(description: str, *kinds: str, binary: bool = True) -> dict[int | str, dict[str, Any]]:
+    """What a route answers where all is well, for OpenAPI: one of these media types."""
+    schema = {"type": "string", "format": "binary"} if binary else {"type": "string"}
+    return {200: {"description": description, "content": {kind: {"schema": schema} for kind in kinds}}}
+
+
 def _form(limits: Limits) -> dict[str, Any]:
     """The request body for OpenAPI; the form is parsed by `uploads`, with its bounds."""
     schema = describe.form_schema(limits.sources)
@@ -211,8 +207,8 @@ def _form(limits: Limits) -> dict[str, Any]:
 
 
 def _status(service: Service, job: Job) -> schemas.JobStatus:
-    first = job.scene.sources[0].pixels
-    slices, (height, width) = (len(first), first.shape[1:]) if job.scene.is_volume else (0, first.shape[:2])
+    first = job.scene.sources[0]
+    height, width = first.plane
     until = time.monotonic() if math.isnan(job.ended) else job.ended
     return schemas.JobStatus(
         id=job.id,
@@ -224,7 +220,7 @@ def _status(service: Service, job: Job) -> schemas.JobStatus:
         names=job.upload.sources(len(job.scene.sources)),
         width=width,
         height=height,
-        slices=slices,
+        slices=len(first.pixels) if first.is_volume else 0,
         findings=job.scene.findings,
         formats=possible(job.scene, job.settings.colour, job.overlay.palette),
         uncertainty=None if job.std is None else float(job.std.max()),

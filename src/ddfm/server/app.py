@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from ddfm import __version__
 from ddfm.errors import InputError
-from ddfm.pipeline import DDFMPipeline
+from ddfm.pipeline import DDFMPipeline, quiet_pipeline
 from ddfm.server import api, problems, schemas
 from ddfm.server.guards import LOOPBACK, Guards
 from ddfm.server.limits import Limits
@@ -117,9 +117,7 @@ def serve(
     Raises:
         InputError: a prior that cannot be loaded, an address that cannot be listened on.
     """
-    pipes = [DDFMPipeline.from_prior(prior, device) for device in devices or (None,)]
-    for pipe in pipes:
-        pipe.set_progress_bar_config(disable=True)
+    pipes = [quiet_pipeline(prior, device) for device in devices or (None,)]
     is_loopback = host in ("127.0.0.1", "::1", "localhost")
     app = create_app(pipes, limits, token=token, origins=origins, hosts=LOOPBACK if is_loopback else None)
     config = uvicorn.Config(
@@ -139,7 +137,7 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Raises InputError: the port is taken, or the address is none of this machine."""
+    """Raises InputError: the port is taken, or the address is not one of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # by name: else asyncio delays answers
     try:

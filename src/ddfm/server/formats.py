@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ddfm.colour import lends_colour
 from ddfm.runs.scene import Scene
 from ddfm.server.problems import Problem
 
@@ -33,8 +34,6 @@ def possible(scene: Scene, colour: str, palette: str | None = None) -> list[str]
 
 def _possible(scene: Scene, kind: str, colour: str, palette: str | None) -> bool:
     """What the writers would say of a result of this kind, without a folder."""
-    from ddfm.colour import lends_colour
-
     if kind in IMAGES:
         return not scene.is_volume
     from ddfm.io.medical import lends_geometry

@@ -85,7 +85,7 @@ class Job:
         return self.finished.done()
 
     def remove(self) -> None:
-        """Remove its temporary files; maps of them stay valid for who reads them just now."""
+        """Remove its temporary files; maps of them stay valid for whoever is reading them."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def shown(self, overlay: Overlay | None = None) -> np.ndarray:

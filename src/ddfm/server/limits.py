@@ -23,7 +23,7 @@ class Limits:
         kept: Finished jobs whose results can still be fetched.
         kept_pixels: Pixels of their sources together, which with the results take 8 to 32 bytes of disk each.
         keep_seconds: How long they can.
-        views: Results that are made into files or pictures at one time; further requests wait.
+        views: Results that are made into files or previews at one time; further requests wait.
         measured_pixels: Of the largest result that is measured.
     """
 

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ddfm.errors import InputError
+from ddfm.errors import InputError, out_of_memory
 
 MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def problem_of(error: Exception) -> tuple[int, str]:
         return error.status, error.detail
     if isinstance(error, InputError):
         return 422, str(error)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if out_of_memory(error):
         return 503, "The images do not fit into the server's memory; send smaller ones."
     return 500, "The server failed on this job; its log has the reason."
 

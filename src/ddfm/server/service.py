@@ -84,13 +84,10 @@ class Service:
         folder = self._new_folder()
         try:
             with self._uploading():
-                upload = await receive(request, self.limits, folder)
-                wanted = self._asked(upload)
-                pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
-                self.queue.admit(pixels)
+                upload, wanted, pixels = await self._admitted(request, folder)
                 try:
                     scene = await anyio.to_thread.run_sync(_read, upload, wanted.reading, wanted.overlay)
-                    if not keep:  # who waits has said in which format
+                    if not keep:  # whoever waits has said in which format
                         negotiate(
                             request.headers.get("accept", ""), scene, wanted.settings.colour, wanted.overlay.palette
                         )
@@ -112,12 +109,9 @@ class Service:
         folder = self._new_folder()
         try:
             with self._uploading():
-                upload = await receive(request, self.limits, folder)
-                reading = self._asked(upload).reading
-                pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
-                self.queue.admit(pixels)
+                upload, wanted, pixels = await self._admitted(request, folder)
                 try:
-                    return upload, *await anyio.to_thread.run_sync(_read_for_preview, upload, reading)
+                    return upload, *await anyio.to_thread.run_sync(_read_for_preview, upload, wanted.reading)
                 finally:
                     self.queue.give_up(pixels)
         finally:
@@ -170,12 +164,15 @@ class Service:
         finally:
             self._uploads -= 1
 
-    def _asked(self, upload: Upload) -> Asked:
-        """Raises InputError."""
+    async def _admitted(self, request: Request, folder: Path) -> tuple[Upload, Asked, int]:
+        """A request's files and fields, and the pixels that the queue keeps room for until it is told otherwise."""
+        upload = await receive(request, self.limits, folder)
         wanted = asked(upload.fields)
         if wanted.settings.num_samples > self.limits.samples:
             raise InputError(f"num_samples is at most {self.limits.samples} here, not {wanted.settings.num_samples}.")
-        return wanted
+        pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
+        self.queue.admit(pixels)
+        return upload, wanted, pixels
 
 
 def check_done(job: Job) -> None:

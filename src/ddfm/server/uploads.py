@@ -24,14 +24,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ddfm.errors import InputError
 from ddfm.io import thermal
-from ddfm.io.codecs import one_sentence
+from ddfm.io.codecs import OPENERS, TIFF_MAGIC, one_sentence
+from ddfm.io.pairing import stem
 from ddfm.io.thermal import is_radiometric
 from ddfm.server.limits import Limits
 from ddfm.server.problems import Problem
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".nii", ".nii.gz", ".dcm", ".dicom")
 _LONGEST_NAME, _FIELDS, _FIELD_BYTES = 80, 64, 4096
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _EMBEDDED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how the images inside a radiometric JPEG begin
 _MOST_EMBEDDED = 16
 _DEFLATED = "1.2.840.10008.1.2.1.99"  # a DICOM transfer syntax that is unpacked whole before anything can be checked
@@ -75,8 +74,8 @@ class Upload:
 async def receive(request: Request, limits: Limits, folder: Path) -> Upload:
     """The form of a request, its files in `folder`.
 
-    Raises Problem: 400 for what is no form, 408 and 413 for one that is too slow or too large, 415 for one of another
-    type, 422 for the wrong number of sources.
+    Raises Problem: 400 for what is not a form, 408 and 413 for one that is too slow or too large, 415 for another
+    content type, 422 for the wrong number of sources.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "multipart/form-data":
         raise Problem(415, "The request is not multipart/form-data; send the images as its `sources`.")
@@ -103,7 +102,7 @@ async def receive(request: Request, limits: Limits, folder: Path) -> Upload:
 def claimed_pixels(upload: Upload) -> int:
     """Pixels of all sources together once they have the size of the largest, as the headers claim; nothing is decoded.
 
-    Raises Problem 415 for a file that is no image, InputError for a header that cannot be read.
+    Raises Problem 415 for a file that is not an image, InputError for a header that cannot be read.
     """
     with upload.named():
         claimed = [_claimed(path, name) for path, name in zip(upload.paths, upload.names, strict=True)]
@@ -160,8 +159,9 @@ def _sorted(items: list[tuple[str, Any]], folder: Path, limits: Limits) -> Uploa
             what = "a file, not text" if field == "sources" else "text, not a file"
             raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} is {what}; the files are called `sources`.")
         if isinstance(value, UploadFile):
-            name = _shown(value.filename or "", len(paths) + 1)
-            paths.append(folder / f"{len(paths) + 1}{_ending(value.filename or '')}")
+            given = value.filename or ""
+            name, ending = _shown(given, len(paths) + 1), given[len(stem(given)) :].lower()
+            paths.append(folder / f"{len(paths) + 1}{ending}")
             names.append(name if name not in names else f"{name} (source {len(names) + 1})")
         elif field in fields:
             raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} is there twice; send it once.")
@@ -180,11 +180,6 @@ def _shown(name: str, number: int) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:40]}...{name[-36:]}"
 
 
-def _ending(name: str) -> str:
-    """One of ENDINGS: the name's own, which DICOM and NIfTI are known by, or none."""
-    return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(ending)), "")
-
-
 def _save(upload: UploadFile, path: Path) -> None:
     with open(path, "xb") as file:
         shutil.copyfileobj(upload.file, file, 2**20)
@@ -200,7 +195,7 @@ def _claimed(path: Path, name: str) -> int:
     with one_sentence(name):
         if path.name.endswith((".nii", ".nii.gz")):
             return _claimed_nifti(path)
-        if head.startswith(_TIFF):
+        if head.startswith(TIFF_MAGIC):
             with tifffile.TiffFile(path) as tiff:
                 page = tiff.pages.first
                 return int(page.imagewidth * page.imagelength)
@@ -211,7 +206,7 @@ def _claimed(path: Path, name: str) -> int:
         except PIL.Image.DecompressionBombError as error:
             raise Problem(413, f"{name} has more pixels than this server takes; send a smaller image.") from error
         except PIL.UnidentifiedImageError as error:
-            if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"RIFF")):
+            if head.startswith(tuple(magic for magic, _ in OPENERS)):
                 raise  # an image, and damaged
             raise Problem(
                 415, f"{name} is not an image that can be read; use PNG, JPEG, BMP, TIFF, DICOM or NIfTI."
@@ -233,8 +228,8 @@ def _claimed_inside(path: Path) -> int:
         raise InputError(f"{path} holds more images than a camera puts into a file; save or copy it again.")
     largest = 0
     for start in starts:
-        picture = io.BytesIO(flir[start:])
-        with contextlib.suppress(OSError, ValueError), PIL.Image.open(picture, formats=("PNG", "JPEG")) as image:
+        inside = io.BytesIO(flir[start:])
+        with contextlib.suppress(OSError, ValueError), PIL.Image.open(inside, formats=("PNG", "JPEG")) as image:
             largest = max(largest, image.width * image.height)  # else bytes that only look like an image
     return largest
 

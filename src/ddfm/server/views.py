@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 
 from ddfm.colour import luma
 from ddfm.errors import InputError
+from ddfm.evaluation.baselines import average
+from ddfm.evaluation.metrics import LOWER_IS_BETTER, fusion_metrics
+from ddfm.io.images import eight_bits
 from ddfm.server.fields import Overlay
 from ddfm.server.jobs import Job
 from ddfm.server.limits import Limits
@@ -34,7 +37,7 @@ _METRICS = {
 def png(pixels: np.ndarray) -> bytes:
     """Pixels (H, W) or (H, W, 3) in [0, 1] as an 8-bit PNG."""
     buffer = io.BytesIO()
-    PIL.Image.fromarray(np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    PIL.Image.fromarray(eight_bits(pixels)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -58,19 +61,16 @@ def metrics(job: Job, number: int, limits: Limits) -> list[Metric]:
 
     The convention is the authors' ("ddfm", see `evaluation.metrics`). Raises Problem 404, 413.
     """
-    from ddfm.evaluation.baselines import average
-    from ddfm.evaluation.metrics import LOWER_IS_BETTER, fusion_metrics
-
     assert job.fused is not None
     images = [job.fused, *(source.pixels for source in job.scene.sources)]
-    height, width = job.fused.shape[1:] if job.scene.is_volume else job.fused.shape[:2]
+    height, width = job.scene.sources[0].plane
     if height * width > limits.measured_pixels:
         at_most = f"{limits.measured_pixels:,}"
         raise Problem(413, f"The result has {height * width:,} pixels; those of up to {at_most} are measured.")
     if job.scene.is_volume:
         images = [_slice(image, number) for image in images]
     fused, *sources = (luma(image) for image in images)
-    values, plain = (_measured(fusion_metrics, image, sources) for image in (fused, average(sources)))
+    values, plain = (_measured(image, sources) for image in (fused, average(sources)))
     return [
         Metric(
             name=name,
@@ -84,13 +84,12 @@ def metrics(job: Job, number: int, limits: Limits) -> list[Metric]:
     ]
 
 
-def _measured(
-    measure: Callable[..., dict[str, float]], image: np.ndarray, sources: Sequence[np.ndarray]
-) -> dict[str, float]:
+def _measured(image: np.ndarray, sources: Sequence[np.ndarray]) -> dict[str, float]:
+    """Those of `_METRICS` that exist of an image and its sources, luma in [0, 1]."""
     found = {}
     for name in _METRICS:  # one by one: some take two sources only, or an image larger than their window
         try:
-            value = measure(255 * image, [255 * source for source in sources], names=[name])[name]
+            value = fusion_metrics(255 * image, [255 * source for source in sources], names=[name])[name]
         except InputError:
             continue
         if math.isfinite(value):

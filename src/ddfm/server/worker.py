@@ -1,4 +1,4 @@
-"""One thread a device: takes jobs from the queue, those of one size together, and fuses them."""
+"""One thread per device: it takes jobs from the queue, those of one size together, and fuses them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
-from ddfm.runs.scene import Scene
+from ddfm.runs.scene import Scene, fuse_images, images_at_once
 from ddfm.server.jobs import Job, Queue
 from ddfm.server.problems import Problem
 from ddfm.settings import FusionSettings
@@ -34,10 +33,8 @@ def fuse_scenes(
     """
     if scenes[0].is_volume:
         return scenes[0].fuse(pipe, settings[0], progress)[None], None
-    sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
     generators = [torch.Generator().manual_seed(each.seed) for each in settings]
-    output: Any = pipe([list(images) for images in sensors], settings[0], generator=generators, progress=progress)
-    return np.asarray(output.images), output.std
+    return fuse_images(pipe, scenes, generators, settings[0], progress)
 
 
 class Worker(threading.Thread):
@@ -46,7 +43,7 @@ class Worker(threading.Thread):
     def __init__(self, pipe: DDFMPipeline, queue: Queue) -> None:
         super().__init__(name=f"ddfm-worker-{pipe.device}", daemon=True)
         self.pipe, self.queue = pipe, queue
-        self.batch_size = queue.limits.batch_size or (1 if pipe.device.type == "cpu" else 8)
+        self.batch_size = queue.limits.batch_size or images_at_once(pipe)
 
     def run(self) -> None:
         """Until `Queue.take` gives None."""
