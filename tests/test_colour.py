@@ -118,6 +118,27 @@ def test_pseudo_colour_does_not_wash_out(fusion):
     assert hue_error(lab).mean() <= hue_error(clipped).mean() + 0.1
 
 
+def test_a_source_lends_its_colour_to_its_own_luma_and_to_a_little_more():
+    y, chroma = colour.split(RGB)
+    np.testing.assert_allclose(colour.lent_chroma(y, RGB), chroma, atol=1e-6)
+    np.testing.assert_allclose(colour.lent_chroma(RGB.max(axis=-1), RGB), chroma, atol=1e-6)
+    assert not colour.lent_chroma(y, np.zeros_like(RGB)).any()
+
+
+def test_colour_in_the_dark_is_no_more_saturated_than_it_was():
+    """What a scatter of counts tints in a SPECT, where the MRI is black."""
+    y = colour.luma(RGB)
+    fused = colour.fused_colour(0.3 * y, [RGB])
+    np.testing.assert_allclose(fused, 0.3 * RGB, atol=1e-6)
+
+
+def test_a_faint_halo_does_not_paint_what_another_source_makes_bright():
+    halo = np.tile(np.array([0.1, 0.2, 0.3], np.float32), (4, 4, 1))
+    bright = np.full((4, 4), 0.9, np.float32)
+    painted = colour.split(colour.fused_colour(bright, [bright, halo]))[1]
+    np.testing.assert_allclose(painted, colour.split(halo)[1] / 3, atol=1e-6)
+
+
 def test_make_room_moves_y_only_where_the_chroma_does_not_fit():
     rng = np.random.default_rng(0)
     rgb = rng.random((40, 50, 3), np.float32)

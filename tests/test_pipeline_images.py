@@ -7,7 +7,7 @@ import torch
 from conftest import fused_with_seed, made_picture
 from known import Ignore, known_pipe
 
-from ddfm.colour import luma, make_room, split
+from ddfm.colour import lent_chroma, luma, make_room
 from ddfm.errors import InputError
 from ddfm.likelihoods import LIKELIHOODS
 from ddfm.pipeline import FusionOutput
@@ -97,7 +97,7 @@ def test_colour_touches_the_fused_luma_only_where_it_needs_room(tiny_prior, colo
     coloured = fused_with_seed(tiny_prior, colour_pair)[0]
     grey = fused_with_seed(tiny_prior, colour_pair, colour="grey")[0]
     assert grey.ndim == 2
-    expected = make_room(grey, split(colour_pair[1].astype(np.float32) / 255)[1])
+    expected = make_room(grey, lent_chroma(grey, colour_pair[1].astype(np.float32) / 255))
     np.testing.assert_allclose(luma(coloured), expected, atol=1e-5)
     assert (np.abs(expected - grey) < 1e-6).mean() > 0.9
 

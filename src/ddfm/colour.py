@@ -90,6 +90,20 @@ def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
     return mean
 
 
+def lent_chroma(y_fused: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """The chroma (H, W, 2) that a source (H, W, 3) lends to the fused luma, (H, W), all in [0, 1]: its own, or less.
+
+    Where the fused image is darker it fades with the luma, as light does: no pixel is more saturated than it was. Where
+    it is brighter than any of the source's channels it fades with their largest over the fused luma: a lamp's faint
+    halo does not paint the trees that the infrared makes bright, and PET's blue, dark by its luma, stays blue.
+    """
+    y, chroma = split(source)
+    fused, least = np.clip(y_fused, 0, 1), np.float32(1e-6)
+    kept = np.minimum(fused / np.maximum(y, least), source.max(axis=-1) / np.maximum(fused, least))
+    lent: np.ndarray = np.minimum(1, kept)[..., None].astype(np.float32) * chroma
+    return lent
+
+
 def lends_colour(sources: Sequence[np.ndarray], mode: Colour = "auto") -> list[np.ndarray]:
     """The sources, each (H, W) or (H, W, 3), whose chroma `fused_colour` takes; none for a grey result."""
     chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
@@ -100,8 +114,8 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Colou
     """Give the fused luma, (H, W) in [0, 1], the colour of its sources, each (H, W) or (H, W, 3) in [0, 1].
 
     mode: "auto" takes the chroma of every coloured source (merged by saturation if several), "first" and
-    "second" that of one source, "grey" none. Where the colour would wash out Y gives way a little, see
-    `make_room`. Returns (H, W, 3), or (H, W) where there is no colour to take.
+    "second" that of one source, "grey" none; how much of it, see `lent_chroma`. Where the colour would wash out Y
+    gives way a little, see `make_room`. Returns (H, W, 3), or (H, W) where there is no colour to take.
     """
     coloured = lends_colour(sources, mode)
     if not coloured:
@@ -109,7 +123,7 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Colou
     rgb = np.empty((*y_fused.shape, 3), np.float32)
     rows = max(1, 2**20 // y_fused.shape[1])  # some at a time: colour takes a dozen copies of what it works on
     for some in (slice(top, top + rows) for top in range(0, len(rgb), rows)):
-        each = [split(source[some])[1] for source in coloured]
+        each = [lent_chroma(y_fused[some], source[some]) for source in coloured]
         chroma = each[0] if len(each) == 1 else merge_chroma(each)
         rgb[some] = join(make_room(y_fused[some], chroma), chroma)
     return rgb

@@ -69,7 +69,7 @@ def test_an_m_step_minimises_over_each_block():
     (dk,) = torch.autograd.grad(before, k)
     assert dk.abs().max() < 1e-3 * model.eta  # k minimises its two terms
 
-    after, new = model.rectify(x0, replace(state, sources=[state.b * 0 + 0.5] * 9))  # bounds 0 and 0.97
+    after, new = model.rectify(x0, replace(state, low=state.b * 0, high=state.b * 0 + 0.97))
     f, u = ((after + 1) / 2).requires_grad_(), [x.clone().requires_grad_() for x in new.u]
     value = split_objective(model, state, inv_m, inv_n, f, k.detach(), u)
     inside, everywhere = f.detach() < 0.968, torch.ones_like(f, dtype=torch.bool)

@@ -13,7 +13,7 @@ from ddfm.likelihoods.operators import (
     smooth,
 )
 from ddfm.likelihoods.salient import Salient
-from ddfm.likelihoods.target import fusion_target, strongest_gradient, within_bounds
+from ddfm.likelihoods.target import fusion_target, room, strongest_gradient, within_bounds
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -94,6 +94,39 @@ def test_lights_together_saturate_below_white():
     assert bounds(0.9, 0.9)[1] == pytest.approx(0.97 * (1 - (1 - 0.9 / 0.97) ** 2))
     assert bounds(0.95, 0.95)[1] < 250 / 255 < bounds(0.99, 0.2)[1]
     assert bounds(0.1, 0.2)[1] == pytest.approx(0.3, abs=0.03)
+
+
+def two_whites(first, second):
+    """White squares of these sides, apart, one a source; and where each source may be white in the fused image."""
+    one, other = torch.full((1, 1, 64, 64), 0.2), torch.full((1, 1, 64, 64), 0.2)
+    one[..., :first, :first], other[..., 40 : 40 + second, 40 : 40 + second] = 1, 1
+    high = within_bounds(torch.ones_like(one), [one, other])
+    return high[..., 0, 0].item(), high[..., 41, 41].item()
+
+
+def test_two_sources_white_in_two_places_are_not_white_in_both():
+    """No more of the fused image is burnt than of the source with the most white, whichever that is."""
+    assert two_whites(20, 2) == pytest.approx((1, 0.97), abs=1e-3)
+    assert two_whites(2, 20) == pytest.approx((0.97, 1), abs=1e-3)
+    assert two_whites(20, 20) == pytest.approx((0.97, 0.97))
+    assert min(two_whites(20, 18)) < 250 / 255 and min(two_whites(18, 20)) < 250 / 255
+
+
+def test_there_is_room_for_contrast_until_the_light_of_others_takes_half_of_it():
+    s, light = torch.full((1, 1, 8, 8), 0.4), torch.ones(1, 1, 8, 8)
+    assert (room(s, 0.7 * light, 1.5) == 1).all() and (room(s, 0.1 * light, 1.5) == 1).all()
+    assert 0.5 < room(s, 0.87 * light, 1.5)[0, 0, 0, 0] < 0.55
+    assert room(s, light, 1.5)[0, 0, 0, 0] < 0.1
+    assert (room(light, light, 1.5) == 1).all()  # a source's own light takes nothing from it
+
+
+def test_what_one_source_shows_in_anothers_white_is_not_drawn_in_grey():
+    """Marrow that only the MRI shows, in bone that is white in the CT; the bone's own edge is, and marrow elsewhere."""
+    ct, mri = torch.full((1, 1, 64, 64), 0.3), torch.full((1, 1, 64, 64), 0.2)
+    ct[..., 24:] = 1
+    mri[..., 40:50], mri[..., 8:14] = 0.5, 0.5
+    gx, _ = strongest_gradient([ct, mri], ct)
+    assert gx[..., 39].abs().max() < 0.06 and gx[..., 23].min() > 0.65 and gx[..., 7].min() > 0.25
 
 
 def test_a_cold_sky_leaves_a_bright_one_bright():

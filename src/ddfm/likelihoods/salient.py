@@ -23,7 +23,7 @@ from ddfm.likelihoods.base import SourceDenoiser
 from ddfm.likelihoods.noise import remaining_noise, remove_noise
 from ddfm.likelihoods.operators import bands, gradient, screened_poisson
 from ddfm.likelihoods.spread import error_variance, fused_variance
-from ddfm.likelihoods.target import disagreement, fusion_target, strongest_gradient, within_bounds
+from ddfm.likelihoods.target import bounds, disagreement, fusion_target, strongest_gradient
 
 STRONG = 1.15  # contrast="strong"
 START = 10.0  # how much more the initial estimate trusts gradients than intensities
@@ -38,6 +38,8 @@ class SalientState:
     g: tuple[Tensor, Tensor]
     u: tuple[Tensor, Tensor]  # ~ grad k
     disagreement: Tensor  # there b is less certain, and the prior has more to say
+    low: Tensor  # the bounds of f
+    high: Tensor
     noises: list[Tensor]  # std of what was removed from each source, (B, 1, 1, 1)
     equal: Tensor  # images whose sources are all the same, (B, 1, 1, 1)
 
@@ -47,14 +49,15 @@ class SalientState:
         def cut(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return pair[0][..., rows, :], pair[1][..., rows, :]
 
-        return SalientState(
-            [s[..., rows, :] for s in self.sources],
-            self.b[..., rows, :],
-            cut(self.g),
-            cut(self.u),
-            self.disagreement[..., rows, :],
-            self.noises,
-            self.equal,
+        return replace(
+            self,
+            sources=[s[..., rows, :] for s in self.sources],
+            b=self.b[..., rows, :],
+            g=cut(self.g),
+            u=cut(self.u),
+            disagreement=self.disagreement[..., rows, :],
+            low=self.low[..., rows, :],
+            high=self.high[..., rows, :],
         )
 
 
@@ -96,7 +99,8 @@ class Salient:
         gain = STRONG if self.contrast == "strong" else 1.0
         b = fusion_target(clean, self.roles, gain, levels=self.levels)
         g = strongest_gradient(clean, b, gain)
-        state = SalientState(clean, b, g, g, disagreement(clean, b), noises, equal)
+        low, high = (torch.where(equal, clean[0], bound) for bound in bounds(clean, self.roles))
+        state = SalientState(clean, b, g, g, disagreement(clean, b), low, high, noises, equal)
         least = torch.stack(noises).amin(dim=0)  # one clean source is enough: the prior must not smooth it
         if denoise is not None and least.any():
             noise = remaining_noise((self.initial_estimate(state) + 1) / 2, least, denoise)
@@ -115,7 +119,7 @@ class Salient:
 
     def initial_estimate(self, state: SalientState) -> Tensor:
         """A first f, in [-1, 1]: intensities and gradients in least squares, no prior."""
-        return 2 * within_bounds(screened_poisson(state.b, state.g, START), state.sources, self.roles) - 1
+        return 2 * screened_poisson(state.b, state.g, START).clamp(state.low, state.high) - 1
 
     def variance(self, state: SalientState) -> Tensor:
         """Of the fused luma in [0, 1], beyond the spread of samples: what removing noise left uncertain."""
@@ -145,8 +149,7 @@ class Salient:
         tie = self.eta * self.kappa
         ux, uy = ((2 * w * g + tie * d) / (2 * w + tie) for w, g, d in zip(inv_n, state.g, dk, strict=True))
         data = (2 * inv_m * state.b + self.eta * k) / (2 * inv_m + self.eta)
-        f = within_bounds(data, state.sources, self.roles)
-        return torch.where(state.equal, state.sources[0], f), ux, uy
+        return data.clamp(state.low, state.high), ux, uy
 
     def e_step(self, residual: Tensor, uncertainty: Tensor | float = 0.0) -> Tensor:
         """E[1/m] of the scale mixture, up to the Laplace scale: 1 / |r|, rounded below the tolerance."""

@@ -86,24 +86,58 @@ def disagreement(sources: list[Tensor], b: Tensor, scale: float = 10.0) -> Tenso
     return smooth(squares.div_(len(sources)), 5.0).sqrt_()
 
 
-def within_bounds(f: Tensor, sources: list[Tensor], roles: Sequence[str] | None = None) -> Tensor:
-    """f, pixel by pixel, between what the sources' brightness leaves open.
+def bounds(sources: list[Tensor], roles: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+    """What the sources' brightness leaves open at each pixel: the least and the most intensity, (B, 1, H, W) each.
 
     From below: what a source shows bright (a lamp, a noon sky) stays so, f >= s_k - KEPT where s_k >= 0.8, fading to
     no bound at BRIGHT; with roles, of the visible sources alone. From above: the lights together, W (1 - prod (1 - s_k
-    / W)) with W = WHITE, as if each lit the pixel on its own; only what a source itself shows beyond passes W. So
-    black stays black where all are black, and white where any is.
+    / W)) with W = WHITE, as if each lit the pixel on its own; only what a source itself shows beyond passes W, see
+    `beyond_white`. So black stays black where all are black, and white where all are white.
     """
     brightest = functools.reduce(torch.maximum, sources)
     dark = functools.reduce(torch.mul, [(1 - s / WHITE).clamp_min_(0) for s in sources])
-    bounded = torch.minimum(f, torch.maximum(brightest, dark.neg_().add_(1).mul_(WHITE)))
+    high = dark.neg_().add_(1).mul_(WHITE)
+    high = torch.maximum(high, brightest.clamp_max(WHITE)).add_(beyond_white(sources))
     if roles is not None and "visible" in roles:
         brightest = functools.reduce(
             torch.maximum, [s for s, role in zip(sources, roles, strict=True) if role == "visible"]
         )
     rise = ((brightest - BRIGHT) / 0.2).clamp_(0, 1)
     rise = rise.square() * (3 - 2 * rise)
-    return torch.maximum(bounded, rise.mul_(brightest - KEPT), out=bounded)
+    return rise.mul_(brightest - KEPT), high
+
+
+def within_bounds(f: Tensor, sources: list[Tensor], roles: Sequence[str] | None = None) -> Tensor:
+    """f, pixel by pixel, within the `bounds`."""
+    return torch.clamp(f, *bounds(sources, roles))
+
+
+def beyond_white(sources: list[Tensor]) -> Tensor:
+    """How far the fused image may pass WHITE, (B, 1, H, W): as the sources do, but no more often than one of them.
+
+    Bone in the CT and an oedema in the MRI would both be white, and the fused image whiter than either. The excess
+    e = max_k (s_k - W)+ passes by (2 q - 1)+, where q is the share that the sources which show it there have in the
+    excess of all: whole where all show it, or where no other source has any; in two places, that of one source at most.
+    """
+    excess = [(s - WHITE).clamp_min_(0) for s in sources]
+    most = functools.reduce(torch.maximum, excess)
+    shares = torch.stack([e.mean(dim=tuple(range(1, e.ndim)), keepdim=True) for e in excess])
+    shares /= shares.sum(dim=0).clamp_min(1e-12)
+    agreeing = torch.zeros_like(most)
+    for e, share in zip(excess, shares, strict=True):
+        agreeing += e.div_(most.clamp_min(1e-12)).mul_(share)
+    return most.mul_(agreeing.mul_(2).sub_(1).clamp_(0, 1))
+
+
+def room(s: Tensor, b: Tensor, scale: float) -> Tensor:
+    """How much of its contrast a source keeps in the light of b, in (0, 1], smoothed over `scale` pixels.
+
+    Lights saturate: the same change of density is a smaller change of intensity in brighter light. Contrast is kept
+    whole until less than half of the room that the source has below white is left, and fades as the rest does: what an
+    MRI shows in bone, or the infrared in a burnt-out sky, is not drawn in grey on white.
+    """
+    left, had = (2 - WHITE - smooth(x, scale) for x in (b, s))
+    return left.div_(had).mul_(2).clamp_(0, 1)
 
 
 def strongest_gradient(sources: list[Tensor], b: Tensor, gain: float = 1.0, scale: float = 1.5) -> Gradient:
@@ -113,8 +147,13 @@ def strongest_gradient(sources: list[Tensor], b: Tensor, gain: float = 1.0, scal
     `scale` pixels. The mean of two unlike gradients has less contrast than either of them, so little is mixed. The
     energy of what the others show there and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back as
     contrast, sqrt(1 + R / |g|^2): nothing where one source alone shows something, or all the same, and sqrt(N) at most.
+    Each source's gradient is its own times the `room` that the light of b leaves.
     """
-    slopes = [gradient(s) for s in sources]
+    slopes = []
+    for s in sources:
+        dx, dy = gradient(s)
+        kept = room(s, b, scale)
+        slopes.append((dx.mul_(kept), dy.mul_(kept)))
     energies = [smooth(dx.square() + dy.square(), scale) for dx, dy in slopes]
     strongest = functools.reduce(torch.maximum, energies).add_(1e-20)
     weights = [(e / strongest).square_().square_() for e in energies]
