@@ -104,6 +104,12 @@ class Salient:
             state = replace(state, b=b - noise, g=g, u=g)
         return state
 
+    def clean(self, source: Tensor, denoise: SourceDenoiser) -> Tensor:
+        """A source without stripes and noise, before it is resampled, which would make them look like detail."""
+        if not self.denoise_sources:
+            return source
+        return remove_noise([source], denoise)[0][0] * 2 - 1
+
     def for_volume(self, volumes: Sequence[np.ndarray]) -> "Salient":
         """The same for all slices of volumes (S, H, W) in [0, 1], one a source: with one background level for each.
 

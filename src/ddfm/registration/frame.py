@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import cv2
@@ -16,9 +17,31 @@ from ddfm.registration.estimate import register
 from ddfm.registration.transform import Registration, resize
 
 Align = Literal["auto", "force", "skip"]
-Framed = tuple[list[Image], list[str], list[Registration | None]]
 DETAIL_FEATHER, LEVEL_FEATHER = 0.1, 0.2  # of the shorter side of the frame
 CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
+AVERAGED = (
+    1.5  # pixels of a source to one of the frame, from which on resampling averages its noise and leaves it white
+)
+
+
+@dataclass(frozen=True)
+class Framed:
+    """Sources in one frame.
+
+    Attributes:
+        sources: On the grid of the frame.
+        findings: A sentence for each that was moved.
+        places: Where each source lay, None of the frame and of those that lie on it.
+        own: The sources as they came, of which interpolation made the noise smooth, so that it can only be told from
+            detail on their own grids; None of others.
+        bring: (k, the k-th source on its own grid) -> that source in the frame, as it was brought for `sources`.
+    """
+
+    sources: list[Image]
+    findings: list[str]
+    places: list[Registration | None]
+    own: list[Image | None]
+    bring: Callable[[int, Image], Image]
 
 
 def sharpest(sources: Sequence[Image]) -> int:
@@ -33,7 +56,7 @@ def to_frame(
     rig: Registration | None = None,
     crop: bool = False,
 ) -> Framed:
-    """The sources on the grid of `sources[frame]`, a sentence for each that was moved, and where each lay.
+    """The sources on the grid of `sources[frame]`.
 
     A source that covers less of the scene goes on beyond its border; `with_frame_beyond` then gives the fusion the
     frame's own image there, so that no seam is seen.
@@ -58,17 +81,27 @@ def to_frame(
         for source, place in zip(sources, found, strict=True)
         if place is not None
     ]
-    area = _common(found, target.pixels.shape) if crop else np.s_[:, :]
-    moved = []
-    for source, place in zip(sources, found, strict=True):
-        pixels = source.pixels if place is None else place.warp(source.pixels)
-        if place is not None and not crop:
-            pixels = _continued(pixels, target.pixels, place)
-        moved.append(source if place is None and not crop else replace(source, pixels=pixels[area]))
+    bring = functools.partial(_brought, target, found, _common(found, target.pixels.shape) if crop else None)
+    moved = [bring(k, source) for k, source in enumerate(sources)]
     if crop:
         height, width = moved[frame].pixels.shape[:2]
         findings.append(f"Cropped to the {width}x{height} pixels that all sources cover.")
-    return moved, findings, found
+    own = [
+        source if place is not None and place.scale.max() < AVERAGED else None
+        for source, place in zip(sources, found, strict=True)
+    ]
+    return Framed(moved, findings, found, own, bring)
+
+
+def _brought(
+    target: Image, places: Sequence[Registration | None], area: tuple[slice, slice] | None, k: int, source: Image
+) -> Image:
+    """The k-th source in the frame of the target, of which `area` is kept."""
+    place = places[k]
+    if place is None:
+        return source if area is None else replace(source, pixels=source.pixels[area])
+    pixels = place.warp(source.pixels)
+    return replace(source, pixels=_continued(pixels, target.pixels, place) if area is None else pixels[area])
 
 
 def frame_of(sources: Sequence[Image], rig: Registration | None) -> int:

@@ -20,10 +20,11 @@ from ddfm.errors import InputError, out_of_memory
 from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
+from ddfm.runs.fusing import fuse_images
 from ddfm.runs.manifest import sha256
 from ddfm.runs.plan import Pair
 from ddfm.runs.reading import Reading
-from ddfm.runs.scene import Depth, Scene, fuse_images
+from ddfm.runs.scene import Depth, Scene
 from ddfm.settings import FusionSettings
 
 GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded
@@ -189,7 +190,7 @@ class Run:
         generators = [image_generator(settings.seed, job.pair.name) for job in group]
         if scenes[0].is_volume:
             return scenes[0].fuse(pipe, replace(settings, seed=generators[0].initial_seed()), progress)[None]
-        return fuse_images(pipe, scenes, generators, settings, progress)
+        return fuse_images(pipe, scenes, generators, settings, progress)[0]
 
     def jobs(self, pairs: list[Pair]) -> Iterator[Job]:
         """The pairs in order, read unless they are complete; those that cannot be read are left out and listed."""

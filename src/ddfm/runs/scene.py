@@ -24,16 +24,15 @@ from ddfm.io.files import quoted
 from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
 from ddfm.palettes import is_false_colour, overlaid
+from ddfm.runs import fusing
 from ddfm.runs.reading import Reading
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
-    import torch
-
     from ddfm.io.volume import Window
     from ddfm.pipeline import DDFMPipeline
     from ddfm.prior import Progress
-    from ddfm.registration import Registration
+    from ddfm.registration import Framed, Registration
 
 Depth = int | Literal["same"]
 
@@ -48,12 +47,14 @@ class Scene:
         frame: Which source's grid all lie on; of volumes its unit is the result's where the format allows.
         registrations: Where each source lay in the frame; None of the frame itself, of what was taken to lie on it, and
             of volumes. Empty if nothing was registered.
+        framed: What brought them there, for sources whose noise is removed before they are resampled.
     """
 
     sources: list[Image]
     findings: list[str] = field(default_factory=list)
     frame: int = 0
     registrations: list[Registration | None] = field(default_factory=list)
+    framed: Framed | None = None
 
     @classmethod
     def read(
@@ -128,8 +129,9 @@ class Scene:
         """
         settings = changed(settings, changes)
         if self.is_volume:
-            return self._fuse_slices(pipe, settings, progress)
-        result: np.ndarray = fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)[0]
+            return fusing.fuse_slices(pipe, self.sources, settings, progress)
+        generators = fusing.generators(settings.seed, 1)
+        result: np.ndarray = fusing.fuse_images(pipe, [self], generators, settings, progress)[0][0]
         return result
 
     def overlaid(self, fused: np.ndarray, palette: str, blend: float = 0.5) -> np.ndarray:
@@ -228,8 +230,7 @@ class Scene:
         from ddfm.registration import frame_of, to_frame  # late: what is aligned need not wait for it
 
         chosen = frame_of(self.sources, how.rig) if how.frame is None else how.frame
-        sources, said, registrations = to_frame(self.sources, chosen, how.align, how.rig, how.crop)
-        return Scene(sources, [*self.findings, *said], chosen, registrations)
+        return _framed(to_frame(self.sources, chosen, how.align, how.rig, how.crop), chosen, self.findings)
 
     @classmethod
     def _from_camera(cls, path: str | os.PathLike[str], reading: Reading) -> Scene:
@@ -240,82 +241,14 @@ class Scene:
         findings = [finding for source in sources for finding in source.findings]
         if reading.rig is not None:
             return cls(sources, findings)._in_frame(reading)
-        (sources, said, found), frame = camera.in_one_frame(sources, matrix, reading.frame, reading.align, reading.crop)
-        return cls(sources, [*findings, *said], frame, found)
-
-    def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
-        from ddfm.pipeline import likelihood_of
-
-        volumes = [source.pixels for source in self.sources]
-        # A slice that is flat in all sources shows nothing: the network would only put its own noise there.
-        flat = np.all([v.min(axis=(1, 2)) == v.max(axis=(1, 2)) for v in volumes], axis=0)
-        fused = np.empty_like(volumes[0])
-        fused[flat] = np.mean([v[flat, :1, :1] for v in volumes], axis=0)
-        stretch = settings.contrast == "minmax"
-        if stretch:  # each slice by itself would flicker
-            settings = replace(settings, contrast="natural")
-        model = likelihood_of(settings)
-        if hasattr(model, "for_volume"):  # and so would statistics of each slice
-            settings = replace(settings, likelihood=model.for_volume(volumes))
-        todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), _slices_per_call(pipe)
-        for at in (todo[k : k + at_once] for k in range(0, len(todo), at_once)):
-
-            def step(under_way: float, steps: int, done: int = done, n: int = len(at)) -> None:
-                if progress:
-                    progress(done + n * under_way / steps, len(fused))
-
-            fused[at] = _call(pipe, [list(v[at]) for v in volumes], _generators(settings.seed, len(at)), settings, step)
-            done += len(at)
-        if progress:
-            progress(done, len(fused))
-        if stretch:
-            fused -= fused.min()
-            fused /= max(float(fused.max()), 1e-12)
-        return fused
+        framed, frame = camera.in_one_frame(sources, matrix, reading.frame, reading.align, reading.crop)
+        return _framed(framed, frame, findings)
 
 
-def fuse_images(
-    pipe: DDFMPipeline,
-    scenes: Sequence[Scene],
-    generators: list[torch.Generator],
-    settings: FusionSettings,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """B scenes of images of one size in one call of the pipeline, a generator each; arguments as of `Scene.fuse`.
-
-    Returns (B, H, W), or (B, H, W, 3) if any is coloured. Raises InputError as the pipeline does.
-    """
-    sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
-    fused = _call(pipe, [list(images) for images in sensors], generators, settings, progress)
-    for k, scene in enumerate(scenes):
-        if any(scene.registrations):
-            from ddfm.registration import with_frame_beyond
-
-            fused[k] = with_frame_beyond(fused[k], scene.sources[scene.frame].pixels, scene.registrations)
-    return fused
-
-
-def _call(
-    pipe: DDFMPipeline,
-    sources: list[list[np.ndarray]],
-    generators: list[torch.Generator],
-    settings: FusionSettings,
-    progress: Progress | None,
-) -> np.ndarray:
-    output = pipe(sources, settings, generator=generators, progress=progress, output_type="np")
-    return np.asarray(output.images)  # type: ignore[union-attr]
-
-
-def _slices_per_call(pipe: DDFMPipeline) -> int:
-    """Slices to a call: more than one are no faster on the CPU, more than eight nowhere."""
-    return 1 if pipe.device.type == "cpu" else 8
-
-
-def _generators(seed: int, n: int) -> list[torch.Generator]:
-    """The same noise n times."""
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for _ in range(n)]
+def _framed(framed: Framed, frame: int, findings: list[str]) -> Scene:
+    """The scene of sources that were brought into one frame, `findings` being about reading them."""
+    said = [*findings, *framed.findings, *fusing.noise_found(framed)]
+    return Scene(framed.sources, said, frame, framed.places, framed)
 
 
 def _read(path: str | os.PathLike[str], how: Reading) -> Image:

@@ -6,13 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
+from ddfm.runs.fusing import fuse_images
 from ddfm.runs.scene import Scene
 from ddfm.server.jobs import Job, Queue
 from ddfm.server.problems import Problem
@@ -34,10 +34,8 @@ def fuse_scenes(
     """
     if scenes[0].is_volume:
         return scenes[0].fuse(pipe, settings[0], progress)[None], None
-    sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
     generators = [torch.Generator().manual_seed(each.seed) for each in settings]
-    output: Any = pipe([list(images) for images in sensors], settings[0], generator=generators, progress=progress)
-    return np.asarray(output.images), output.std
+    return fuse_images(pipe, scenes, generators, settings[0], progress)
 
 
 class Worker(threading.Thread):
