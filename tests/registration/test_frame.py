@@ -7,7 +7,7 @@ import pytest
 from ddfm.errors import InputError
 from ddfm.io.images import Image
 from ddfm.registration import frame_of, from_matrix, identity, to_frame, with_frame_beyond
-from ddfm.registration.frame import LEVEL_FEATHER
+from ddfm.registration.frame import LEVEL_FEATHER, _blurred
 
 
 def scene(height=120, width=160):
@@ -49,6 +49,14 @@ def test_beyond_a_narrow_view_the_result_is_the_frames_image_without_a_seam(colo
     np.testing.assert_allclose(mixed[~NARROW.inside], 0.9, atol=1e-6)
     np.testing.assert_allclose(mixed[NARROW.fading(LEVEL_FEATHER) == 1], 0.2, atol=1e-6)
     assert max(np.abs(np.diff(mixed, axis=axis)).max() for axis in (0, 1)) < 0.06
+
+
+@pytest.mark.parametrize("shape", [(400, 520), (401, 333, 3)])
+def test_the_blur_on_a_coarse_grid_is_that_of_all_pixels(shape):
+    image = np.random.default_rng(0).random(shape).astype(np.float32)
+    image[:200, :150] += 1
+    difference = _blurred(image, 0.05) - cv2.GaussianBlur(image, (0, 0), 0.05 * min(shape[:2]))
+    assert np.abs(difference).max() < 0.01 and np.abs(np.diff(difference, axis=0)).max() < 0.001
 
 
 def test_a_result_is_left_alone_where_another_source_sees_all_or_it_was_cropped():

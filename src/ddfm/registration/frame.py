@@ -159,11 +159,21 @@ def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Reg
         frame = np.repeat(frame[..., None], 3, axis=-1)
     if fused.ndim == 3:
         detail, level = detail[..., None], level[..., None]
-    sigma = LEVEL_FEATHER / 4 * min(fused.shape[:2])
-    own, others_own = (cv2.GaussianBlur(np.ascontiguousarray(x, np.float32), (0, 0), sigma) for x in (fused, frame))
-    mixed = detail * (fused - own) + (1 - detail) * (frame - others_own) + level * own + (1 - level) * others_own
+    difference = np.subtract(fused, frame, dtype=np.float32)
+    mixed = frame + detail * difference + (level - detail) * _blurred(difference, LEVEL_FEATHER / 4)
     result: np.ndarray = np.clip(mixed, 0, 1).astype(np.float32)
     return result
+
+
+def _blurred(image: np.ndarray, share: float) -> np.ndarray:
+    """A Gaussian blur of that share of the shorter side, made on a grid of a sixth of its sigma where that is more
+    than a pixel."""
+    height, width = image.shape[:2]
+    sigma = share * min(height, width)
+    factor = max(1.0, sigma / 6)
+    coarse = cv2.resize(image, (round(width / factor), round(height / factor)), interpolation=cv2.INTER_AREA)
+    blurred: np.ndarray = cv2.GaussianBlur(coarse, (0, 0), sigma / factor)
+    return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _continued(pixels: np.ndarray, target: np.ndarray, place: Registration) -> np.ndarray:
