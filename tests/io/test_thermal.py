@@ -134,7 +134,7 @@ def test_the_geometry_is_refined_by_what_both_show(tmp_path, camera):
     path = jpeg(tmp_path / "a.jpg")
     found = Scene.read([path]).registrations[1]
     assert found.map[60, 80] == pytest.approx((80 + 80 - 4, 60 + 60 + 3), abs=0.5)
-    assert "up to 5 pixels by what both show" in found.sentence
+    assert "up to 5 pixels from where the camera" in found.sentence
     alone = Scene.read([path], align="skip").registrations[1]
     assert alone.map[60, 80] == pytest.approx((160, 120))
     camera.optical = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)  # nothing in common

@@ -73,6 +73,13 @@ def test_colour_keeps_its_channels():
     assert moved[0].pixels.shape == (120, 160, 3)
 
 
+def test_a_rig_is_for_either_of_its_frames():
+    small, large = Image(scene(40, 48)), Image(scene())
+    framed = to_frame([small, large], 0, rig=NARROW)
+    assert framed.sources[0] is small and framed.sources[1].pixels.shape == (40, 48)
+    np.testing.assert_allclose(framed.places[1].matrix, [[2, 0, 40], [0, 2, 20], [0, 0, 1]])
+
+
 def test_crop_keeps_what_all_see():
     small, large = Image(scene(40, 48)), Image(scene())
     (moved, frame), said, _ = parts(to_frame([small, large], 1, rig=NARROW, crop=True))

@@ -105,8 +105,8 @@ def test_any_other_file_is_no_rig(tmp_path, content):
 
 def test_what_is_no_file_is_no_rig(tmp_path):
     os.mkfifo(tmp_path / "fifo")
-    for name in ("fifo", "missing", "."):
-        with pytest.raises(InputError, match="not a rig file"):
+    for name, said in (("fifo", "not a rig file"), ("missing", "no rig file"), (".", "not a rig file")):
+        with pytest.raises(InputError, match=said):
             Registration.load(tmp_path / name)
     with pytest.raises(InputError, match="Cannot write"):
         identity((40, 50)).save(tmp_path / "no" / "rig.json")

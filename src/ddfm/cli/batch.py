@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ddfm.cli.console import EVERY, err, out, plain, progress_bar
+from ddfm.cli.console import EVERY, err, out, plain, progress_bar, reported
 from ddfm.cli.options import (
     INPUT,
     OUTPUT,
@@ -89,15 +89,8 @@ def batch(
         raise InputError("--address, --concurrency, --num-cpus, --num-gpus and --metrics are of --engine ray.")
     from ddfm.runs.batch import batch as run_batch
 
-    with progress_bar() as bar:
-        task = bar.add_task("fusing", total=None)
-        result = run_batch(
-            pairs,
-            output,
-            dry_run=dry_run,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            **options,
-        )
+    with reported("reading" if dry_run else "fusing") as progress:
+        result = run_batch(pairs, output, dry_run=dry_run, progress=progress, **options)
     _batch_report(result, dry_run)
     if result.failed:
         raise typer.Exit(1)

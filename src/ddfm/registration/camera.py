@@ -112,7 +112,7 @@ def _refined(place: Registration, moving: np.ndarray, fixed: np.ndarray, align: 
     if distance <= 1:
         return replace(stays, sentence=f"{stays.sentence[:-1]}, which what both show confirms.")
     sentence = (
-        f"The temperatures lie in the photo where the camera's own geometry says, but for up to {distance:.0f} pixels "
-        f"by what both show (give or take {found.residual_px:.0f})."
+        f"The temperatures lie in the photo up to {distance:.0f} pixels from where the camera's own geometry says, by "
+        f"what both show (give or take {found.residual_px:.0f})."
     )
     return replace(place, matrix=place.matrix @ found.matrix, residual_px=found.residual_px, sentence=sentence)

@@ -14,7 +14,7 @@ from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.io.images import Image, quoted
 from ddfm.registration.estimate import register
-from ddfm.registration.transform import Registration, resize
+from ddfm.registration.transform import Registration, from_matrix, resize
 
 Align = Literal["auto", "force", "skip"]
 DETAIL_FEATHER, LEVEL_FEATHER = 0.1, 0.2  # of the shorter side of the frame
@@ -67,7 +67,7 @@ def to_frame(
         align: "auto" estimates where the others lie, "force" also uses an
             estimate that is unsure; "skip" takes all as showing the same field of view. None is "skip" for sources of
             the frame's size, else "auto".
-        rig: Known geometry instead, of sources of the size it was made for.
+        rig: Known geometry instead, of sources of the sizes it was made for, whichever of them is the frame.
         crop: Keep only the largest rectangle that all sources cover, and fade nothing.
 
     Raises InputError if the rig is of other sizes, if an estimate is unsure, or if nothing is covered by all.
@@ -119,7 +119,10 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     """Where the source lies in the target; None if it is taken to lie on it, pixel by pixel."""
     same = source.pixels.shape[:2] == target.pixels.shape[:2]
     if rig is not None:
-        if (rig.moving_shape, rig.fixed_shape) != (source.pixels.shape[:2], target.pixels.shape[:2]):
+        sizes = (source.pixels.shape[:2], target.pixels.shape[:2])
+        if sizes == (rig.fixed_shape, rig.moving_shape) and not same and rig.displacement is None:
+            return from_matrix(np.linalg.inv(rig.matrix), *sizes, rig.sentence)  # the other of the two is the frame
+        if sizes != (rig.moving_shape, rig.fixed_shape):
             raise InputError(
                 f"The rig file is not for {_name(source)} in the frame of {_name(target)}: it brings images of "
                 f"{_size(rig.moving_shape)} pixels to {_size(rig.fixed_shape)}. Write one for this pair with `ddfm "

@@ -151,11 +151,17 @@ class Registration:
     def load(cls, path: str | os.PathLike[str]) -> Registration:
         """Read what `save` wrote, as known geometry: confident. Raises InputError for any other file."""
         try:
+            if not Path(path).exists():
+                raise FileNotFoundError
             if not Path(path).is_file():
-                raise ValueError("no such file")
+                raise ValueError("no file")
             with open(path, "rb") as file:
                 rig = json.loads(file.read(MAX_BYTES))
             return replace(_parsed(rig, f"The images are aligned as in the rig file '{path}'."), path=Path(path))
+        except FileNotFoundError as error:
+            raise InputError(
+                f"There is no rig file '{path}'; write one with `ddfm register A B --save RIG`."
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
             raise InputError(
                 f"'{path}' is not a rig file of this version of ddfm; write one with `ddfm register A B --save RIG`."

@@ -25,7 +25,7 @@ from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
 from ddfm.palettes import is_false_colour, overlaid
 from ddfm.runs import fusing
-from ddfm.runs.reading import Reading
+from ddfm.runs.reading import Reading, read_source
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -79,8 +79,11 @@ class Scene:
         if len(paths) == 1 and not os.path.isdir(paths[0]) and thermal.is_radiometric(paths[0]):
             return cls._from_camera(paths[0], reading)
         if len(paths) < 2:
-            raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
-        sources = [_read(path, reading) for path in paths]
+            raise InputError(
+                f"Fusion takes two or more sources, not {len(paths)}; give the other sensor's file too, unless the one "
+                "is a FLIR radiometric JPEG, which holds temperatures and a photo."
+            )
+        sources = [read_source(path, reading) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         medical = any(source.header is not None for source in sources)
         if not medical:
@@ -249,23 +252,6 @@ def _framed(framed: Framed, frame: int, findings: list[str]) -> Scene:
     """The scene of sources that were brought into one frame, `findings` being about reading them."""
     said = [*findings, *framed.findings, *fusing.noise_found(framed)]
     return Scene(framed.sources, said, frame, framed.places, framed)
-
-
-def _read(path: str | os.PathLike[str], how: Reading) -> Image:
-    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the picture painted from them."""
-    unread: tuple[str, ...] = ()
-    if not os.path.isdir(path) and thermal.is_radiometric(path):
-        try:
-            return thermal.read_temperatures(path, how.value_range)
-        except InputError as error:
-            unread = (f"The picture in {quoted(path)} is taken instead of its temperatures: {error}",)
-    image = images.read_any(path, how.normalise, how.value_range, how.window)
-    if how.value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
-        low, high = how.value_range
-        why = "is a photo" if image.pixels.ndim == 3 else "has no values in it"
-        unread += (f"The range of {low:g} to {high:g} was not applied to {quoted(path)}, which {why}.",)
-        image = images.read_any(path, how.normalise, None, how.window)
-    return replace(image, findings=(*unread, *image.findings))
 
 
 def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]]:
