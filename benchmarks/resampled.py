@@ -1,9 +1,10 @@
 """What is left of a fusion whose infrared image has fewer pixels than the visible: dev road pairs, true geometry.
 
-    python benchmarks/resampled.py [--pairs 5] [--ratios 2 2.25] [--sigmas 0 10 25] [--crop 0.8] [--baselines]
+    python benchmarks/resampled.py [--pairs 5] [--ratios 2 2.25] [--sigmas 0 10 25] [--stripes 8]
+        [--crop 0.8] [--baselines]
 
 The infrared is averaged down by the ratio, cut to the middle `crop` of the field of view, given white noise of sigma
-(of 255) and rounded to 8 bits; its true place is told. Metrics are against the *original* infrared and visible,
+and one offset a column of a standard deviation of `stripes` (of 255), and rounded to 8 bits; its true place is told. Metrics are against the *original* infrared and visible,
 "Qabf, own" against what was fused, without its noise; in brackets the share of what the method reaches with the
 original pair. "enlarged, then cleaned" is what measuring noise behind the interpolation gives.
 """
@@ -59,13 +60,15 @@ def framed_scene(infrared: np.ndarray, visible: np.ndarray, place: Registration)
 
 
 def measured(
-    pipe: DDFMPipeline, stem: str, seed: int, ratio: float, sigma: float, crop: float, baselines: bool
+    pipe: DDFMPipeline, stem: str, seed: int, ratio: float, sigma: float, stripes: float, crop: float, baselines: bool
 ) -> dict[str, np.ndarray]:
     """For each method: metrics with the original pair, of the smaller infrared against the originals, its own Qabf."""
     paths = [next((SHARED / "data/dev" / folder).glob(f"{stem}.*")) for folder in SETS["road"][1]]
     original = [eight_bit(luma(images.read(path).pixels)) for path in paths]
     small, place = smaller(original[0], ratio, crop)
-    noisy = eight_bit(small + np.random.default_rng(seed).normal(0, 1, small.shape).astype(np.float32) * sigma / 255)
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 1, small.shape) * sigma + rng.normal(0, 1, (1, small.shape[1])) * stripes
+    noisy = eight_bit(small + noise.astype(np.float32) / 255)
     scene, clean = (framed_scene(infrared, original[1], place) for infrared in (noisy, eight_bit(small)))
     whole = Scene([Image(s) for s in original]).fuse(pipe)
     results = {
@@ -88,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=5, help="this many, spread evenly")
     parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 2.25])
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.0, 10.0, 25.0])
+    parser.add_argument("--stripes", type=float, default=0.0)
     parser.add_argument("--crop", type=float, default=1.0, help="share of the field of view, each way")
     parser.add_argument("--baselines", action="store_true")
     args = parser.parse_args(argv)
@@ -101,9 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for ratio in args.ratios:
         for sigma in args.sigmas:
             found = [
-                measured(pipe, stem, seed, ratio, sigma, args.crop, args.baselines) for seed, stem in enumerate(stems)
+                measured(pipe, stem, seed, ratio, sigma, args.stripes, args.crop, args.baselines)
+                for seed, stem in enumerate(stems)
             ]
-            print(f"\nratio {ratio:g}, crop {args.crop:g}, sigma {sigma:g}, {len(stems)} pairs")
+            print(
+                f"\nratio {ratio:g}, crop {args.crop:g}, sigma {sigma:g}, stripes {args.stripes:g}, {len(stems)} pairs"
+            )
             print(f"{'':24s}" + "".join(f"{name:>14s}" for name in [*NAMES, "Qabf, own"]))
             for name in found[0]:
                 mean = np.mean([rows[name] for rows in found], axis=0)

@@ -67,6 +67,14 @@ def test_a_result_is_left_alone_where_another_source_sees_all_or_it_was_cropped(
     assert with_frame_beyond(cropped, frame[:90], [NARROW, None]) is cropped
 
 
+@pytest.mark.parametrize("crop", [False, True])
+def test_what_was_cleaned_on_its_own_grid_is_brought_as_the_source_was(crop):
+    small, large = Image(scene(40, 48)), Image(scene())
+    framed = to_frame([small, large], 1, rig=NARROW, crop=crop)
+    assert framed.own == [small, None]
+    np.testing.assert_array_equal(framed.bring(0, small).pixels, framed.sources[0].pixels)
+
+
 def test_colour_keeps_its_channels():
     coloured = Image(np.dstack([scene(40, 48)] * 3))
     moved = to_frame([coloured, Image(scene())], 1, rig=NARROW).sources
