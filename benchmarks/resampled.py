@@ -4,9 +4,10 @@
         [--crop 0.8] [--baselines]
 
 The infrared is averaged down by the ratio, cut to the middle `crop` of the field of view, given white noise of sigma
-and one offset a column of a standard deviation of `stripes` (of 255), and rounded to 8 bits; its true place is told. Metrics are against the *original* infrared and visible,
-"Qabf, own" against what was fused, without its noise; in brackets the share of what the method reaches with the
-original pair. "enlarged, then cleaned" is what measuring noise behind the interpolation gives.
+and one offset a column of a standard deviation of `stripes` (both of 255), and rounded to 8 bits; its true place is
+told. Metrics are against the *original* infrared and visible, "Qabf, own" against what was fused, without its noise; in
+brackets the share of what the method reaches with the original pair. "enlarged, then cleaned" is what measuring noise
+behind the interpolation gives.
 """
 
 import argparse
