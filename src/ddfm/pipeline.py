@@ -17,7 +17,7 @@ from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ddfm.colour import fused_colour, luma, prior_join, prior_split
+from ddfm.colour import fused_colour, join, luma, prior_join, prior_split, split
 from ddfm.errors import InputError
 from ddfm.io.images import as_pixels, eight_bits
 from ddfm.likelihoods import LIKELIHOODS, Likelihood, Released, check_likelihood
@@ -86,6 +86,27 @@ class DDFMPipeline(DiffusionPipeline):
     def denoiser(self, **options: Any) -> Denoiser:
         """The prior as a function, `x0 = pipe.denoiser(tile=256)(x_t, t)`; options as of `Denoiser`."""
         return Denoiser(self.unet, self.scheduler, device=self._execution_device, **options)
+
+    @torch.no_grad()
+    def clean(self, source: Any, settings: FusionSettings | None = None, **changes: Any) -> np.ndarray | None:
+        """A source without its noise and stripes, as the likelihood would clean it; None if that changes nothing.
+
+        For a source that is to be resampled: its noise can only be told from detail on its own grid. Arguments as of
+        `__call__`; returns float32 (H, W) or (H, W, 3) in [0, 1].
+        """
+        settings = changed(settings, changes)
+        model, pixels = likelihood_of(settings), as_pixels(source)
+        if not hasattr(model, "clean"):
+            return None
+        device = self._execution_device
+        denoiser = self.denoiser(tile=settings.tile, tile_overlap=settings.tile_overlap, precision=_precision(settings))
+        with on_free_cores(device):
+            noisy = _to_luma([pixels]).to(device)
+            cleaned = model.clean(noisy, denoiser.at)
+        if (cleaned - noisy).abs().max() < 1e-6:
+            return None
+        y = ((cleaned[0, 0] + 1) / 2).cpu().numpy()
+        return y if pixels.ndim == 2 else join(y, split(pixels)[1])
 
     @property
     def num_timesteps(self) -> int:

@@ -61,3 +61,12 @@ def test_misaligned() -> None:
     displacement[..., 0] = 2  # and x in moving belongs to x + 2
     assert benchmark.error(benchmark.untouched(moving, fixed), displacement) == pytest.approx(2, abs=0.01)
     assert benchmark.error(benchmark.ecc(moving, fixed), displacement) < 0.3
+
+
+def test_resampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # it imports another
+    benchmark = load("resampled")
+    infrared = cv2.GaussianBlur(np.random.default_rng(0).random((96, 128)).astype(np.float32), (0, 0), 4)
+    small, place = benchmark.smaller(infrared, 2.0, 0.8)
+    assert small.shape == (38, 51)
+    np.testing.assert_allclose(place.warp(small)[20:-20, 25:-25], infrared[20:-20, 25:-25], atol=0.02)

@@ -210,13 +210,31 @@ def test_sensors_of_two_sizes_are_fused_in_the_frame_of_the_larger(fuse, sensors
 def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
     pair = [sensors / name for name in ("small.png", "large.png")]
     rig, aligned = sensors / "rig.json", sensors / "aligned.png"
-    assert ddfm_("register", *pair, "--save", rig, "--write-aligned", aligned)[0] == 0
+    code, out, _ = ddfm_("register", *pair, "--save", rig, "--write-aligned", aligned)
+    assert code == 0 and f"{rig}: " in out and f"{aligned}: " in out and "matrix from pixels" in out
     assert images.read(aligned).pixels.shape == (140, 180)
     _, _, err = fuse("--rig", rig, "--crop", sources=("small.png", "large.png"))
     height, width = images.read(sensors / "fused.png").pixels.shape
     assert "rig.json" in err and abs(height - 112) <= 6 and abs(width - 144) <= 6
     assert "not for" in complaint(fuse("--rig", rig, "--overwrite", sources=("large.png", "large.png")))
     assert "exists already" in complaint(ddfm_("register", *pair, "--save", rig))
+    assert fuse("--rig", rig, "--frame", "first", "--overwrite", sources=("small.png", "large.png"))[0] == 0
+    assert images.read(sensors / "fused.png").pixels.shape == (56, 72)
+    assert "does not exist" in complaint(fuse("--rig", sensors / "none.json", sources=("small.png", "large.png")))
+
+
+def test_an_unsure_registration_writes_nothing_and_says_so(ddfm_, folder):
+    code, out, err = ddfm_("register", folder / "ir.png", folder / "vis.png", "--save", folder / "rig.json")
+    assert code == 1 and "not be aligned" in out and "Nothing was written" in err
+    assert not (folder / "rig.json").exists()
+
+
+def test_register_reads_what_fuse_reads(ddfm_, sensors):
+    """Raw counts are stretched and said; of a radiometric file the temperatures have another size than its picture."""
+    counts = 2000 + np.rint(images.read(sensors / "small.png").pixels * 500).astype(np.uint16)
+    tifffile.imwrite(sensors / "counts.tif", counts)
+    code, _, err = ddfm_("register", sensors / "counts.tif", sensors / "large.png")
+    assert code == 0 and "holds counts" in err
 
 
 def test_assumed_aligned_is_resized_and_said(fuse, sensors):

@@ -86,8 +86,8 @@ def test_grey_in_three_channels_is_grey(tmp_path):
 
 
 def other_profile():
-    """sRGB with red and green primaries exchanged: a profile whose effect nobody can overlook."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"sRGB", b"RGBs"))
+    """What is called sRGB, with red and green primaries exchanged: a profile whose effect nobody can overlook."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     entries = {
         bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12)
     }
@@ -101,10 +101,27 @@ def test_profile_becomes_srgb(tmp_path):
     flat[..., 0] = 255
     PIL.Image.fromarray(flat).save(tmp_path / "a.png", icc_profile=other_profile())
     image = images.read(tmp_path / "a.png")
-    assert image.icc is None
     np.testing.assert_allclose(image.pixels[4, 4], [0, 1, 0], atol=0.02)
+    images.write(tmp_path / "c.jpg", image.pixels, like=image)  # and the result says that it is sRGB
+    described = ImageCms.getProfileName(io.BytesIO(PIL.Image.open(tmp_path / "c.jpg").info["icc_profile"]))
+    assert "sRGB" in described
     PIL.Image.fromarray(flat).save(tmp_path / "b.png", icc_profile=b"nonsense" * 20)
-    assert np.array_equal(images.read(tmp_path / "b.png").pixels, flat / np.float32(255))
+    broken = images.read(tmp_path / "b.png")
+    assert np.array_equal(broken.pixels, flat / np.float32(255)) and broken.icc is None
+
+
+@pytest.mark.parametrize("name", ["sRGB", "mine"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_srgb_by_any_name_reaches_the_result_and_moves_no_pixel(tmp_path, suffix, name):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace("sRGB".encode("utf-16-be"), name.encode("utf-16-be"))
+    assert name.encode("utf-16-be") in profile
+    values = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    PIL.Image.fromarray(values).save(tmp_path / "a.png", icc_profile=profile)
+    image = images.read(tmp_path / "a.png")
+    assert np.array_equal(image.pixels, values / np.float32(255))
+    images.write(tmp_path / f"b{suffix}", image.pixels, like=image)
+    assert PIL.Image.open(tmp_path / f"b{suffix}").info["icc_profile"] == profile
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

@@ -76,6 +76,12 @@ def test_the_frame_is_what_the_temperatures_show_with_the_photos_pixels(tmp_path
     red = photo.pixels[..., 0] - photo.pixels[..., 2]
     assert spot(red) == pytest.approx((88.5 - 72 + 40, 62.5 - 64 + 30), abs=0.6)
     assert any("80x60 pixels" in finding for finding in scene.findings)
+    own = scene.framed.own
+    assert (
+        own[0].pixels.shape == (30, 40) and own[1].pixels.shape[0] == 120
+    )  # both can be cleaned before they are moved
+    for k, source in enumerate(scene.sources):
+        np.testing.assert_array_equal(scene.framed.bring(k, own[k]).pixels, source.pixels)
 
 
 def test_what_the_camera_enlarged_counts_for_its_geometry(tmp_path, camera):
@@ -134,7 +140,7 @@ def test_the_geometry_is_refined_by_what_both_show(tmp_path, camera):
     path = jpeg(tmp_path / "a.jpg")
     found = Scene.read([path]).registrations[1]
     assert found.map[60, 80] == pytest.approx((80 + 80 - 4, 60 + 60 + 3), abs=0.5)
-    assert "up to 5 pixels by what both show" in found.sentence
+    assert "up to 5 pixels from where the camera" in found.sentence
     alone = Scene.read([path], align="skip").registrations[1]
     assert alone.map[60, 80] == pytest.approx((160, 120))
     camera.optical = rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)  # nothing in common

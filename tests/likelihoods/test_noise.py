@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from likelihoods.made import noisy, scenes
+from likelihoods.made import noisy, scenes, texture
 
-from ddfm.likelihoods.noise import noise_std, photon_offset, remove_noise
+from ddfm.likelihoods.noise import measure_noise, noise_std, photon_offset, remove_noise
 from ddfm.likelihoods.operators import smooth
+from ddfm.likelihoods.salient import Salient
 
 
 def clean_pictures():
@@ -136,3 +137,23 @@ def test_photon_noise_is_removed_where_it_is_one_and_the_level_stays():
     )
     assert level.item() > 0.05
     assert out.mean().item() == pytest.approx(clean.mean(), abs=0.005)
+
+
+def test_slices_of_a_volume_have_one_noise_where_each_alone_would_flicker():
+    volume = np.stack([noisy(ramp(), 3.5, seed=k) for k in range(12)])
+    alone = [measure_noise(torch.from_numpy(image)[None]).level for image in volume]
+    assert max(alone) > 1.5 * min(alone)
+    model = Salient().for_volume([volume, np.zeros_like(volume)])
+    noise, none = model.noises
+    assert none.level == 0 and min(alone) < noise.level < max(alone)
+    slices = torch.from_numpy(volume)[:, None] * 2 - 1
+    _, [levels, _] = remove_noise([slices, torch.zeros_like(slices)], lambda y, sigma: y, model.noises)
+    assert levels.flatten().tolist() == [pytest.approx(noise.level)] * 12
+
+
+def test_a_slice_that_shows_nothing_is_not_denoised():
+    flat, textured = torch.full((1, 1, 48, 64), 0.5), torch.from_numpy(noisy(texture(48, 64, seed=0), 20, seed=0))
+    noise = measure_noise(textured[None])
+    assert noise.level > 0
+    [out], _ = remove_noise([flat * 2 - 1], lambda y, sigma: y * 0, [noise])
+    assert torch.equal(out, flat)

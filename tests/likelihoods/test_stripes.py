@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddfm.likelihoods.stripes import column_offsets, remove_stripes
+from ddfm.likelihoods.stripes import column_offsets, stripes_of, without_columns, without_rows
 
 
 def scene(kind: str) -> np.ndarray:
@@ -18,11 +18,16 @@ def eight_bit(image: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.rint(255 * image.clip(0, 1)) / 255, dtype=torch.float32)
 
 
+def measured(image: torch.Tensor) -> torch.Tensor:
+    return column_offsets(image, stripes_of(image[None]))
+
+
 @pytest.mark.parametrize("kind", ["waves", "posts", "ramp"])
 def test_a_clean_scene_keeps_its_columns(kind):
     clean = eight_bit(scene(kind))
-    assert not column_offsets(clean).any() and not column_offsets(clean.T.contiguous()).any()
-    assert torch.equal(remove_stripes(clean[None, None])[0, 0], clean)
+    columns, rows = stripes_of(clean[None]), stripes_of(clean.T[None])
+    assert columns.v == 0 and rows.v == 0
+    assert torch.equal(without_rows(without_columns(clean[None], columns), rows)[0], clean)
 
 
 @pytest.mark.parametrize("kind", ["waves", "ramp"])
@@ -33,7 +38,7 @@ def test_stripes_are_removed_to_two_fifths(kind, level, noise):
     clean = scene(kind)
     offsets = rng.normal(0, level / 255, (1, clean.shape[1]))
     striped = eight_bit(clean + offsets + rng.normal(0, 1, clean.shape) * noise / 255)
-    left = column_offsets(striped).numpy() - offsets[0]
+    left = measured(striped).numpy() - offsets[0]
     assert (left - left.mean()).std() < 0.4 * level / 255
 
 
@@ -42,14 +47,24 @@ def test_stripes_are_removed_to_two_fifths(kind, level, noise):
 def test_what_is_taken_for_stripes_never_adds_any(kind, level):
     """Faint ones, and those that a scene of posts hides, may stay."""
     offsets = np.random.default_rng(level).normal(0, level / 255, (1, scene(kind).shape[1]))
-    left = column_offsets(eight_bit(scene(kind) + offsets)).numpy() - offsets[0]
+    left = measured(eight_bit(scene(kind) + offsets)).numpy() - offsets[0]
     assert (left - left.mean()).std() < 1.05 * offsets.std()
 
 
-def test_rows_too_and_each_image_of_a_batch_alone():
+def test_rows_too():
     rng = np.random.default_rng(1)
     clean = scene("waves")
-    batch = torch.stack([eight_bit(clean), eight_bit(clean + rng.normal(0, 8 / 255, (160, 1)))]).unsqueeze(1)
-    out = remove_stripes(batch)
-    assert torch.equal(out[0], batch[0])
-    assert (out[1, 0] - eight_bit(clean)).std() < 0.4 * 8 / 255
+    striped = eight_bit(clean + rng.normal(0, 8 / 255, (160, 1)))[None]
+    assert stripes_of(striped).v == 0
+    out = without_rows(striped, stripes_of(striped.mT))
+    assert out.shape == striped.shape and (out[0] - eight_bit(clean)).std() < 0.4 * 8 / 255
+
+
+def test_slices_share_the_law_of_their_stripes_but_not_the_stripes():
+    rng = np.random.default_rng(1)
+    clean = scene("waves")
+    volume = torch.stack([eight_bit(clean + rng.normal(0, 6 / 255, (1, 200))) for _ in range(5)])
+    out = without_columns(volume, stripes_of(volume))
+    assert all((image - eight_bit(clean)).std() < 0.5 * 6 / 255 for image in out)
+    volume[1:] = eight_bit(clean)  # one slice alone is none of the volume's
+    assert stripes_of(volume[:1]).v > 0 and stripes_of(volume).v == 0

@@ -75,6 +75,7 @@ def test_dense_refines_an_estimate_and_a_rig():
     moving, fixed, truth = pair()
     images = [Image(moving), Image(fixed)]
     for rig in (None, identity(fixed.shape)):
-        (moved, _), (sentence,), (place, _) = to_frame(images, 1, "dense", rig)
+        framed = to_frame(images, 1, "dense", rig)
+        (moved, _), (sentence,), (place, _) = framed.sources, framed.findings, framed.places
         assert far(place.map, truth) < 2 and "Refined locally" in sentence
         np.testing.assert_array_equal(moved.pixels[place.inside], place.warp(moving)[place.inside])

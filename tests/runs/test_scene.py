@@ -129,7 +129,7 @@ def test_slices_fused_together_are_what_they_are_alone(tiny_prior, volumes, monk
     scene = Scene.read(volumes)
     alone = scene.fuse(tiny_prior, **QUICK)
     seen = []
-    monkeypatch.setattr("ddfm.runs.scene.images_at_once", lambda pipe: 3)
+    monkeypatch.setattr("ddfm.runs.fusing.images_at_once", lambda pipe: 3)
     together = scene.fuse(tiny_prior, progress=lambda done, total: seen.append((done, total)), **QUICK)
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert seen == [(done, 4) for done in (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4)]

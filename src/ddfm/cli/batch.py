@@ -89,7 +89,7 @@ def batch(
         raise InputError("--address, --concurrency, --num-cpus, --num-gpus and --metrics are of --engine ray.")
     from ddfm.runs.batch import batch as run_batch
 
-    with reported("fusing") as progress:
+    with reported("reading" if dry_run else "fusing") as progress:
         result = run_batch(pairs, output, dry_run=dry_run, progress=progress, **options)
     _batch_report(result, dry_run)
     if result.failed:

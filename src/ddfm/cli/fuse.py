@@ -26,7 +26,7 @@ from ddfm.cli.options import (
     naming,
 )
 from ddfm.errors import InputError
-from ddfm.runs.reading import Reading
+from ddfm.runs.reading import Reading, read_source
 from ddfm.settings import FusionSettings
 
 
@@ -122,7 +122,9 @@ def register(
     for path in (save, write_aligned):
         if path is not None:
             outputs.claim(path)
-    pair = [images.read(path) for path in (moving, fixed)]
+    pair = [read_source(path, Reading()) for path in (moving, fixed)]  # as `fuse` does, whose sizes a rig file has
+    if volume := next((image for image in pair if image.is_volume), None):
+        raise InputError(f"{images.quoted(str(volume.path))} is a volume: `ddfm fuse --rigid` registers volumes.")
     with naming({}):
         chosen = Reading.from_strings({"frame": frame}).frame
     chosen = frame_of(pair, None) if chosen is None else chosen
@@ -131,18 +133,25 @@ def register(
     source, target = pair[1 - chosen], pair[chosen]
     with err.status("registering"):
         found = run_register(source.pixels, target.pixels, dense)
+    for finding in (*source.findings, *target.findings):
+        note(finding)
+    said = [f"{source.path} in the frame of {target.path}: {found.sentence}"]
+    said.append(f"The matrix from pixels (x, y, 1) of {target.path} to those of {source.path}:")
+    said += ["  ".join(f"{value:12.6f}" for value in row) for row in found.matrix]
+    if found.confident and save is not None:
+        found.save(save)
+        said.append(f"{save}: the calibration, for --rig")
+    if found.confident and write_aligned is not None:
+        images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
+        said.append(f"{write_aligned}: {source.path} in the frame")
     if json:
         print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
     else:
-        say(f"{source.path} in the frame of {target.path}: {found.sentence}")
-        for row in found.matrix:
-            say("  ".join(f"{value:12.6f}" for value in row))
+        say("\n".join(said))
     if not found.confident:
+        if save is not None or write_aligned is not None:
+            err.print("Nothing was written, since the finding is unsure.")
         raise typer.Exit(1)
-    if save is not None:
-        found.save(save)
-    if write_aligned is not None:
-        images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
 
 
 def demo(

@@ -24,9 +24,10 @@ import imagecodecs
 import numpy as np
 import PIL.Image
 import tifffile
-from PIL import BmpImagePlugin, GifImagePlugin, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from ddfm.errors import InputError
+from ddfm.io.profiles import in_srgb
 
 MAX_PIXELS = 2**28  # 16384 x 16384; a float32 RGB image of that size is 3 GiB
 MAX_PACKED = 2**28  # bytes of a file that is read whole before it is decoded, which is all but TIFF
@@ -310,11 +311,7 @@ def _finished(
     values = _without_alpha(values, full)
     if values.ndim == 3 and all(np.array_equal(values[..., 0], values[..., c]) for c in (1, 2)):
         values = values[..., 0]
-    if not isinstance(icc, bytes) or b"sRGB" in icc[:4096]:
-        icc = None
-    if icc and values.ndim == 3 and values.dtype == np.uint8:
-        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):  # viewers ignore a broken profile too
-            values, icc = _to_srgb(values, icc), None
+    values, icc = in_srgb(values, icc) if isinstance(icc, bytes) else (values, None)
     try:
         x, y = (float(v) for v in dpi)
         dpi = (x, y) if 1 <= x <= 1e5 and 1 <= y <= 1e5 else None
@@ -334,12 +331,6 @@ def _without_alpha(values: np.ndarray, full: float | None) -> np.ndarray:
         mixed = colour * (alpha / opaque)
         colour = (np.rint(mixed) if integer else mixed).astype(values.dtype)
     return colour[..., 0] if colour.shape[2] == 1 else colour
-
-
-def _to_srgb(values: np.ndarray, icc: bytes) -> np.ndarray:
-    image = PIL.Image.fromarray(values)
-    converted = ImageCms.profileToProfile(image, io.BytesIO(icc), ImageCms.createProfile("sRGB"))
-    return np.asarray(converted)
 
 
 def _upright(values: np.ndarray, orientation: Any) -> np.ndarray:

@@ -8,8 +8,9 @@ was decided:
 - 16-bit and float files never pass through 8 bits.
 - An opaque alpha channel is dropped; a translucent one is composited over black, the "no signal" of thermal
   and medical.
-- Rotation from EXIF is applied. 8-bit RGB with an embedded profile other than sRGB is converted to sRGB; any
-  other profile (grey, 16-bit) is kept in `Image.icc` and written back with `write(..., like=image)`.
+- Rotation from EXIF is applied. 8-bit RGB with an embedded profile other than sRGB is converted to sRGB; what
+  the pixels then are in, sRGB or any other profile (grey, 16-bit), is kept in `Image.icc` and written back with
+  `write(..., like=image)`.
 - CMYK, Lab, animated and multi-page files are refused: there is no one right way to read them as an image.
 - Whatever is wrong with a file ends in one `InputError` sentence, never in a library's exception or its
   chatter.
@@ -48,7 +49,7 @@ class Image:
         pixels: float32, [0, 1], (H, W) or (H, W, 3) RGB; of a volume (S, H, W), S grey slices.
         bits: 8, 16 or 32 (a float file or one in units of its own).
         low, high: The file's values that became 0 and 1: (0, 255), (0, 65535), (0, 1), or what normalisation chose.
-        icc: The profile the pixels are in, None for sRGB or none given.
+        icc: The profile the pixels are in, None where none was given.
         dpi: Horizontal, vertical.
         header: The DICOM or NIfTI header.
         grid: Where the pixels of such a file lie in the patient.

@@ -124,15 +124,15 @@ def _temperatures(thermogram: Any, path: str | os.PathLike[str], value_range: Ra
             )
         return image
     low, high = (float(value) for value in np.percentile(celsius, PERCENTILES))
-    what = f"the {PERCENTILES[0]} to {PERCENTILES[1]} percentiles"
+    what = f"its {PERCENTILES[0]} to {PERCENTILES[1]} percentiles"
     own = _camera_scale(thermogram) or (low, high)
     if low < own[0] < high or low < own[1] < high:
-        what, low, high = "what the camera's own scale covers", max(low, own[0]), min(high, own[1])
+        what, low, high = "the camera's own scale", max(low, own[0]), min(high, own[1])
     if low < high:
         image = image.windowed(low, high)
     said = (
-        f"{name} holds temperatures from {coldest:.1f} to {celsius.max():.1f} °C, of which {what}, {low:.1f} to "
-        f"{high:.1f} °C, became black and white."
+        f"{name} holds temperatures from {coldest:.1f} to {celsius.max():.1f} °C; black to white is {low:.1f} to "
+        f"{high:.1f} °C, {what}."
     )
     return replace(image, findings=(said,))
 

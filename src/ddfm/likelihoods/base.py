@@ -26,6 +26,7 @@ class Likelihood(Protocol):
     Optional: `split(x0) -> (luma, chroma)` and `join(luma, chroma) -> x0`, where an RGB prior's x0 (B, 3, H, W) is to
     be taken apart in another colour space than the full-range one (the released code's is studio-swing).
     `for_volume(volumes) -> Likelihood`: the one for all slices of volumes, with statistics that the slices share.
+    `clean(source, denoise) -> source`: (B, 1, H, W) in [-1, 1] as `start` cleans it, for one that is to be resampled.
     `variance(state) -> (B, 1, H, W)`: how uncertain the fused luma in [0, 1] is beyond the spread of the samples.
     """
 

@@ -1,14 +1,15 @@
 """The noise of a source: measured before the fusion; stripes removed as such, white noise by the prior itself."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ddfm.likelihoods.base import SourceDenoiser
-from ddfm.likelihoods.stripes import remove_stripes
+from ddfm.likelihoods.stripes import Stripes, stripes_of, without_columns, without_rows
 
 NOISE_FLOOR = 2.5 / 255  # what the estimate calls noise in clean images: quantisation, JPEG (measured)
 SCALES = (2, 4, 8)  # pixels a side of a Haar coefficient
@@ -31,30 +32,35 @@ def noise_std(s: Tensor) -> Tensor:
     texture; but a texture of grass fits r = 8 and noise as well: at most twice what r = 4 gives is believed. Pixels
     near the ends of the range count for nothing: there noise is clipped away.
     """
-    return torch.stack([_noise_std(image, _noise_std(image, 0.02)) for image in s[:, 0]]).view(-1, 1, 1, 1)
+    return torch.stack([_noise_std(image) for image in s]).view(-1, 1, 1, 1)
 
 
-def _noise_std(image: Tensor, sigma: Tensor | float) -> Tensor:
-    """That of one image (H, W), without what lies within some `sigma` of the ends of the range."""
+def _noise_std(images: Tensor) -> Tensor:
+    """The one of all images (S, H, W)."""
+    return _std_inside(images, _std_inside(images, 0.02))
+
+
+def _std_inside(images: Tensor, sigma: Tensor | float) -> Tensor:
+    """The same without what lies within some `sigma` of the ends of the range."""
     margin = min(max(1.5 * float(sigma), 0.02), 0.12)
     details = []
-    for scale, (detail, _) in zip(SCALES, _details(image, margin, 1 - margin), strict=True):
+    for scale, (detail, _) in zip(SCALES, _details(images, margin, 1 - margin), strict=True):
         size = min(BLOCK // scale, *detail.shape[-2:])
-        details.append(F.unfold(detail[None, None], size, stride=size)[0].T)  # (blocks, size^2)
-    blocks = min(len(detail) for detail in details)
-    details = [detail[:blocks] for detail in details]
+        details.append(F.unfold(detail[:, None], size, stride=size).mT)  # (S, blocks, size^2)
+    blocks = min(detail.shape[1] for detail in details)
+    details = [detail[:, :blocks].flatten(0, 1) for detail in details]
     seen = torch.stack([detail.isnan().float().mean(dim=1) < 0.5 for detail in details[:2]]).all(dim=0)
     if not seen.any():
-        return image.new_zeros(())
+        return images.new_zeros(())
     details = [detail[seen] for detail in details]
     energy = torch.stack([detail.nanmedian(dim=1).values.square() for detail in details[:2]]).sum(dim=0)
     quiet = energy <= energy.quantile(QUIETEST)
     return _variance([detail[quiet] for detail in details]).sqrt()
 
 
-def _details(image: Tensor, low: float, high: float) -> Iterator[tuple[Tensor, Tensor]]:
+def _details(images: Tensor, low: float, high: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Absolute diagonal coefficients at each scale, NaN where the local mean is not in [low, high], and that mean."""
-    smaller = image
+    smaller = images
     for scale in SCALES:
         detail, smaller = _haar(smaller)
         mean = smaller / scale
@@ -68,19 +74,19 @@ def _variance(details: list[Tensor]) -> Tensor:
     return torch.minimum((r * fine - middle) / (r - 1), 4 / 3 * (4 * fine - middle)).clamp_min(0)
 
 
-def photon_offset(image: Tensor) -> float | None:
-    """kappa of noise whose variance grows with the light, a (s + kappa), from an image (H, W); None if it does not.
+def photon_offset(images: Tensor) -> float | None:
+    """kappa of noise whose variance grows with the light, a (s + kappa), from (..., H, W); None if it does not.
 
     By the noise in the darker and in the brighter third of the levels. Less than a fifth more in the brighter is none.
     """
-    mean = list(_details(image, 0, 1))[1][1].flatten()
+    mean = list(_details(images, 0, 1))[1][1].flatten()
     mean = mean[(mean > 0.03) & (mean < 0.88)]  # elsewhere noise is clipped
     if len(mean) < FEWEST:
         return None
     ends = mean.quantile(mean.new_tensor([0.0, 0.35, 0.65, 1.0])).tolist()
     levels, variances = [], []
     for low, high in (ends[:2], ends[2:]):
-        details = list(_details(image, low, high))
+        details = list(_details(images, low, high))
         levels.append(details[0][1][~details[0][0].isnan()].mean().item())
         variances.append(_variance([detail for detail, _ in details]).item())
     (dark, bright), (less, more) = levels, variances
@@ -89,36 +95,68 @@ def photon_offset(image: Tensor) -> float | None:
     return max((dark * more - bright * less) / (less - more), LEAST_OFFSET)
 
 
-def _haar(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Diagonal and low-pass coefficients of one orthonormal Haar step, (H // 2, W // 2) each."""
-    h, w = (extent // 2 * 2 for extent in image.shape)
-    a, b, c, d = image[:h:2, :w:2], image[:h:2, 1:w:2], image[1:h:2, :w:2], image[1:h:2, 1:w:2]
+def _haar(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Diagonal and low-pass coefficients of one orthonormal Haar step, (..., H // 2, W // 2) each."""
+    h, w = (extent // 2 * 2 for extent in x.shape[-2:])
+    a, b, c, d = x[..., :h:2, :w:2], x[..., :h:2, 1:w:2], x[..., 1:h:2, :w:2], x[..., 1:h:2, 1:w:2]
     return (a - b - c + d) / 2, (a + b + c + d) / 2
 
 
-def remove_noise(sources: list[Tensor], denoise: SourceDenoiser | None) -> tuple[list[Tensor], list[Tensor]]:
+@dataclass(frozen=True)
+class Noise:
+    """What is to be removed from an image, or from every slice of a volume.
+
+    columns, rows: the stripes. level: std of the noise, 0 at the floor and whole from 1.6 times the floor on. offset,
+    root_level: kappa of noise that grows with the light, and the std that sqrt(s + kappa) has then, in [0, 1] (see
+    `_roots`); None and 0 for noise that does not.
+    """
+
+    columns: Stripes
+    rows: Stripes
+    level: float
+    offset: float | None
+    root_level: float
+
+
+def measure_noise(images: Tensor) -> Noise:
+    """That of images of one sensor, (S, H, W) in [0, 1], by what they have in common."""
+    columns = stripes_of(images)
+    images = without_columns(images, columns)
+    rows = stripes_of(images.mT)
+    images = without_rows(images, rows)
+    std = _noise_std(images)
+    level = float(std * ((std / NOISE_FLOOR - 1) / 0.6).clamp(0, 1))
+    offset = photon_offset(images) if level > 0 else None
+    return Noise(columns, rows, level, offset, 0.0 if offset is None else _noise_std(_roots(images, offset)).item())
+
+
+def remove_noise(
+    sources: list[Tensor], denoise: SourceDenoiser | None, noises: Sequence[Noise] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
     """Sources in [-1, 1] to [0, 1], without stripes, the noisy ones the prior's E[clean | noisy]; as is, no `denoise`.
 
-    Returns them and the std of their noise, (B, 1, 1, 1) each, 0 at the floor and whole from 1.6 times the floor on.
-    Where a neighbourhood lies at the end of the range whole there is no noise to remove: black stays black.
+    noises: of each source, where they were measured elsewhere. Returns the sources and the std of their noise, (B, 1,
+    1, 1) each. Where a neighbourhood lies at the end of the range whole there is no noise to remove: black stays black.
     """
-    if denoise is not None:
-        sources = [remove_stripes((s + 1) / 2) * 2 - 1 for s in sources]
-    levels = [noise_std((s + 1) / 2) for s in sources]
-    levels = [level * ((level / NOISE_FLOOR - 1) / 0.6).clamp(0, 1) for level in levels]
-    return [_remove(s, level, denoise) for s, level in zip(sources, levels, strict=True)], levels
+    cleaned, levels = [], []
+    for k, source in enumerate(sources):
+        images = (source + 1) / 2
+        found = [measure_noise(image) if noises is None else noises[k] for image in images]
+        levels.append(images.new_tensor([noise.level for noise in found]).view(-1, 1, 1, 1))
+        if denoise is not None:
+            images = torch.stack([_remove(s, noise, denoise) for s, noise in zip(images, found, strict=True)])
+        cleaned.append(images)
+    return cleaned, levels
 
 
-def _remove(source: Tensor, levels: Tensor, denoise: SourceDenoiser | None) -> Tensor:
-    out = (source + 1) / 2
-    for k, level in enumerate(levels.flatten().tolist()):
-        if level > 0 and denoise is not None:
-            s = out[k : k + 1].clone()
-            offset = photon_offset(s[0, 0])
-            clean = _twice(s, level, denoise) if offset is None else _by_roots(s, offset, denoise)
-            clipped = (F.max_pool2d(s, 3, 1, 1) <= 0) | (F.max_pool2d(-s, 3, 1, 1) <= -1)
-            out[k] = torch.where(clipped, s, clean)[0]
-    return out
+def _remove(s: Tensor, noise: Noise, denoise: SourceDenoiser) -> Tensor:
+    """An image (1, H, W) in [0, 1] without it."""
+    s = without_rows(without_columns(s, noise.columns), noise.rows)
+    if noise.level == 0 or s.min() == s.max():  # a slice that shows nothing
+        return s
+    clean = _twice(s[None], noise.level, denoise) if noise.offset is None else _by_roots(s[None], noise, denoise)
+    clipped = (F.max_pool2d(s, 3, 1, 1) <= 0) | (F.max_pool2d(-s, 3, 1, 1) <= -1)
+    return torch.where(clipped, s, clean[0])
 
 
 def _twice(s: Tensor, level: float, denoise: SourceDenoiser) -> Tensor:
@@ -130,19 +168,22 @@ def _twice(s: Tensor, level: float, denoise: SourceDenoiser) -> Tensor:
     return (again.clamp(-1, 1) + 1) / 2
 
 
-def _by_roots(s: Tensor, offset: float, denoise: SourceDenoiser) -> Tensor:
-    """The same for noise of variance a (s + offset): that of sqrt(s + offset) is a / 4 everywhere (Anscombe, 1948).
-
-    Back by squaring: E[sqrt]^2 is the mean less that variance.
-    """
+def _roots(s: Tensor, offset: float) -> Tensor:
+    """sqrt(s + offset) of s in [0, 1], brought to [0, 1]: noise of variance a (s + offset) has that of a / 4 in the
+    root everywhere (Anscombe, 1948)."""
     low = math.sqrt(offset)
-    width = math.sqrt(1 + offset) - low
-    roots = (s + offset).sqrt().sub_(low).div_(width)
-    level = noise_std(roots).item()
-    if level == 0:
+    return (s + offset).sqrt().sub_(low).div_(math.sqrt(1 + offset) - low)
+
+
+def _by_roots(s: Tensor, noise: Noise, denoise: SourceDenoiser) -> Tensor:
+    """`_twice` for noise that grows with the light. Back by squaring: E[sqrt]^2 is the mean less the variance."""
+    assert noise.offset is not None
+    if noise.root_level == 0:
         return s
-    clean = _twice(roots, level, denoise) * width + low
-    return clean.square_().add_((level * width) ** 2 - offset).clamp_(0, 1)
+    low = math.sqrt(noise.offset)
+    width = math.sqrt(1 + noise.offset) - low
+    clean = _twice(_roots(s, noise.offset), noise.root_level, denoise) * width + low
+    return clean.square_().add_((noise.root_level * width) ** 2 - noise.offset).clamp_(0, 1)
 
 
 def remaining_noise(f: Tensor, levels: Tensor, denoise: SourceDenoiser) -> Tensor:

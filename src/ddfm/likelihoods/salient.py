@@ -20,12 +20,13 @@ from torch import Tensor
 
 from ddfm.errors import InputError
 from ddfm.likelihoods.base import SourceDenoiser
-from ddfm.likelihoods.noise import remaining_noise, remove_noise
+from ddfm.likelihoods.noise import Noise, measure_noise, remaining_noise, remove_noise
 from ddfm.likelihoods.operators import bands, gradient, screened_poisson
 from ddfm.likelihoods.spread import error_variance, fused_variance
 from ddfm.likelihoods.target import bounds, disagreement, fusion_target, strongest_gradient
 
 STRONG = 1.15  # contrast="strong"
+SLICES = 32  # of a volume, in which its noise is measured
 START = 10.0  # how much more the initial estimate trusts gradients than intensities
 
 
@@ -70,13 +71,14 @@ class Salient:
     the splitting trusts gradients than intensities, passes how often it is gone through in a step: after one, a part of
     the network's smoothing would still be in f where no source is noisy. contrast "strong" shows deviations and
     gradients STRONG times as large; roles say which source is "visible" (it sets the brightness) and which "thermal"
-    (it adds what is warm), one a source, where that is known. levels are the sources' background levels where these
-    are not the medians of each image, see `for_volume`.
+    (it adds what is warm), one a source, where that is known. levels and noises are the sources' background levels and
+    noise where these are not to be measured in each image, see `for_volume`.
     """
 
     contrast: Literal["natural", "strong"] = "natural"
     roles: tuple[str, ...] | None = None
     levels: tuple[float, ...] | None = None
+    noises: tuple[Noise, ...] | None = None
     intensity: float = 4.5
     gradient: float = 4500.0
     tolerance: float = 0.02
@@ -92,7 +94,7 @@ class Salient:
         if self.roles is not None and len(self.roles) != len(sources):
             raise InputError(f"There are {len(sources)} sources but {len(self.roles)} roles; give one for each.")
         denoise = denoise if self.denoise_sources else None
-        clean, noises = remove_noise(sources, denoise)
+        clean, noises = remove_noise(sources, denoise, self.noises)
         # Noise is what sensors do not share: where the sources of an image are all equal they are the result.
         equal = torch.stack([(s == sources[0]).flatten(1).all(dim=1) for s in sources]).all(dim=0).view(-1, 1, 1, 1)
         clean = [torch.where(equal, (s + 1) / 2, c) for s, c in zip(sources, clean, strict=True)]
@@ -108,14 +110,26 @@ class Salient:
             state = replace(state, b=b - noise, g=g, u=g)
         return state
 
-    def for_volume(self, volumes: Sequence[np.ndarray]) -> "Salient":
-        """The same for all slices of volumes (S, H, W) in [0, 1], one a source: with one background level for each.
+    def clean(self, source: Tensor, denoise: SourceDenoiser) -> Tensor:
+        """A source without stripes and noise, before it is resampled, which would make them look like detail."""
+        if not self.denoise_sources:
+            return source
+        return remove_noise([source], denoise)[0][0] * 2 - 1
 
-        It is the median over slices of their medians. That of each slice alone jumps where the head comes to fill half
-        of it, and the fused slices would flicker.
+    def for_volume(self, volumes: Sequence[np.ndarray]) -> "Salient":
+        """The same for all slices of volumes (S, H, W) in [0, 1], one a source: with statistics that the slices share.
+
+        Those of each slice alone jump, and the fused slices would flicker: the background level where the head comes to
+        fill half of the slice (it is the median over slices of their medians), and noise near the floor from which on
+        it is removed (it is measured in all slices together, or in some spread evenly).
         """
-        medians = [[float(np.median(image)) for image in volume if image.min() < image.max()] for volume in volumes]
-        return replace(self, levels=tuple(float(np.median(each)) if each else 0.0 for each in medians))
+        showing = [[image for image in volume if image.min() < image.max()] or [volume[0]] for volume in volumes]
+        levels = tuple(float(np.median([np.median(image) for image in images])) for images in showing)
+        noises = self.noises
+        if self.denoise_sources:
+            some = [np.stack(images[:: -(-len(images) // SLICES)]) for images in showing]
+            noises = tuple(measure_noise(torch.from_numpy(images)) for images in some)
+        return replace(self, levels=levels, noises=noises)
 
     def initial_estimate(self, state: SalientState) -> Tensor:
         """A first f, in [-1, 1]: intensities and gradients in least squares, no prior."""

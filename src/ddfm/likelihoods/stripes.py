@@ -1,5 +1,7 @@
 """Stripes of an infrared sensor, one offset a column or a row: measured by their whiteness, removed as offsets."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.fft
 import torch
@@ -9,39 +11,62 @@ BANDS = 4  # of rows; what they share is a stripe, what they do not is the scene
 FAINTEST = 1 / 255  # std below which offsets are left alone; clean images have less (measured)
 
 
-def remove_stripes(s: Tensor) -> Tensor:
-    """(B, 1, H, W) in [0, 1] without the offsets of its columns and rows; the same tensor where there are none."""
-    return torch.stack([_columns(_columns(image).T).T for image in s[:, 0]]).unsqueeze(1)
+@dataclass(frozen=True)
+class Stripes:
+    """The variance v of the offsets, 0 for none, and that of the scene's own steps, q."""
+
+    v: float
+    q: float
 
 
-def _columns(image: Tensor) -> Tensor:
-    offsets = column_offsets(image)
-    if not offsets.any():
-        return image
-    clipped = (image <= 0) | (image >= 1)  # an offset that was cut off there is not known
-    return torch.where(clipped, image, (image - offsets).clamp(0, 1))
-
-
-def column_offsets(image: Tensor) -> Tensor:
-    """The white offset of each column, (H, W) in [0, 1] -> (W,); zeros where there are no stripes.
+def stripes_of(images: Tensor) -> Stripes:
+    """The offsets of columns in images of one sensor, (S, H, W) in [0, 1]; of several, the medians.
 
     The profile of the columns is taken for white offsets of variance v over a scene that is a random walk of steps of
     variance q. Steps over one column then have the variance 2 v + q, over two 2 v + 2 q, both measured as covariances
-    between BANDS of rows: a scene seldom has the same steps from top to bottom. The offsets are their posterior mean,
-    by the cosine transform. Steps are means near the median over rows, which the edges of objects do not move.
+    between BANDS of rows: a scene seldom has the same steps from top to bottom.
     """
-    height, width = image.shape
-    if min(height, width) < 8 * BANDS:
-        return image.new_zeros(width)
+    if min(images.shape[-2:]) < 8 * BANDS:
+        return Stripes(0.0, 0.0)
+    found = torch.stack([_variances(image) for image in images])
+    v, q = found.median(dim=0).values.tolist()
+    return Stripes(v, q) if v > FAINTEST**2 else Stripes(0.0, 0.0)
+
+
+def _variances(image: Tensor) -> Tensor:
+    """v and q of one image."""
     bands = torch.stack([_steps(band) for band in image.tensor_split(BANDS)])
     one, two = _shared_variance(bands), _shared_variance(bands[:, 1:] + bands[:, :-1])
     v = torch.minimum(one - two / 2, one / 2)  # the second where the scene runs against itself from band to band
-    if v <= FAINTEST**2:
+    return torch.stack([v, (two - one).maximum(0.01 * v)])
+
+
+def without_columns(images: Tensor, stripes: Stripes) -> Tensor:
+    """(S, H, W) in [0, 1] without the offsets of their columns; the same tensor where there are none."""
+    return torch.stack([_without(image, stripes) for image in images]) if stripes.v else images
+
+
+def without_rows(images: Tensor, stripes: Stripes) -> Tensor:
+    """The same of rows, stripes being those of the transposed images."""
+    return without_columns(images.mT, stripes).mT if stripes.v else images
+
+
+def _without(image: Tensor, stripes: Stripes) -> Tensor:
+    clipped = (image <= 0) | (image >= 1)  # an offset that was cut off there is not known
+    return torch.where(clipped, image, (image - column_offsets(image, stripes)).clamp(0, 1))
+
+
+def column_offsets(image: Tensor, stripes: Stripes) -> Tensor:
+    """The posterior mean of the offset of each column, (H, W) -> (W,), by the cosine transform.
+
+    Steps are means near the median over rows, which the edges of objects do not move.
+    """
+    width = image.shape[1]
+    if stripes.v == 0:
         return image.new_zeros(width)
-    q = (two - one).clamp_min(0.01 * v)
     profile = torch.cat([image.new_zeros(1), _steps(image).cumsum(0)])
     roughness = 2 - 2 * torch.cos(torch.pi / width * torch.arange(width, device=image.device))
-    gain = (v * roughness / (v * roughness + q)).cpu().numpy()
+    gain = (stripes.v * roughness / (stripes.v * roughness + stripes.q)).cpu().numpy()
     offsets = scipy.fft.idct(scipy.fft.dct((profile - profile.mean()).cpu().numpy()) * gain)
     return torch.from_numpy(offsets).to(image)
 

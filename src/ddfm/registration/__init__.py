@@ -1,11 +1,12 @@
 """One frame for all sources: where the pixels of one image lie in another, and bringing them there."""
 
 from ddfm.registration.estimate import register
-from ddfm.registration.frame import Align, frame_of, to_frame, with_frame_beyond
+from ddfm.registration.frame import Align, Framed, frame_of, to_frame, with_frame_beyond
 from ddfm.registration.transform import Registration, from_matrix, identity, resize
 
 __all__ = [
     "Align",
+    "Framed",
     "Registration",
     "frame_of",
     "from_matrix",

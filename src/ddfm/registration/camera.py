@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import cv2
@@ -45,18 +46,40 @@ def in_one_frame(
         raise InputError("The frame of a camera's own file is first (temperatures) or second (photo).")
     heat, photo = sources
     said: list[str] = []
-    if frame is None:
-        heat, matrix, said = _enlarged(heat, matrix, photo)
+    larger = _larger(heat, matrix, photo) if frame is None else None
+    if larger is not None:
+        (h, w), (height, width) = larger.moving_shape, larger.fixed_shape
+        said = [
+            f"The result shows what the temperatures cover, {width}x{height} pixels; --frame first keeps to the "
+            f"{w}x{h} that were measured, --frame second shows all of the photo."
+        ]
+        heat, matrix = replace(heat, pixels=larger.warp(heat.pixels)), np.linalg.inv(larger.matrix) @ matrix
     moving, fixed = (heat, photo) if frame == 1 else (photo, heat)
     if frame != 1:
         matrix = np.linalg.inv(matrix)
     place = from_matrix(matrix, moving.pixels.shape, fixed.pixels.shape)
     place = _refined(place, moving.pixels, fixed.pixels, align)
-    framed, findings, found = to_frame([heat, photo], frame or 0, "dense" if align == "dense" else None, place, crop)
-    if frame != 1:
-        framed[1] = replace(framed[1], pixels=detail(framed[1].pixels, float(np.median(framed[0].pixels))))
-        findings.append("Brightness is temperature; the photo lends its detail and its colours.")
-    return (framed, [*said, *findings], found), frame or 0
+    framed = to_frame([heat, photo], frame or 0, "dense" if align == "dense" else None, place, crop)
+    if frame == 1:
+        return framed, 1
+    bring = functools.partial(_brought, framed.bring, larger, float(np.median(framed.sources[0].pixels)))
+    return Framed(
+        [framed.sources[0], bring(1, photo)],
+        [*said, *framed.findings, "Brightness is temperature; the photo lends its detail and its colours."],
+        framed.places,
+        [sources[0] if larger is not None else None, framed.own[1]],
+        bring,
+    ), 0
+
+
+def _brought(
+    bring: Callable[[int, Image], Image], larger: Registration | None, level: float, k: int, source: Image
+) -> Image:
+    """Temperatures enlarged, the photo as detail, as `Framed.bring`."""
+    if k == 1:
+        brought = bring(1, source)
+        return replace(brought, pixels=detail(brought.pixels, level))
+    return bring(0, source if larger is None else replace(source, pixels=larger.warp(source.pixels)))
 
 
 def detail(photo: np.ndarray, level: float) -> np.ndarray:
@@ -67,19 +90,12 @@ def detail(photo: np.ndarray, level: float) -> np.ndarray:
     return join(fine + float(np.clip(level, *LEVELS)), chroma)
 
 
-def _enlarged(heat: Image, matrix: np.ndarray, photo: Image) -> tuple[Image, np.ndarray, list[str]]:
-    """The temperatures with the photo's pixels, but none fewer than they have and at most `LONGEST` a side."""
+def _larger(heat: Image, matrix: np.ndarray, photo: Image) -> Registration | None:
+    """Where the temperatures lie with the photo's pixels, none fewer than they have and at most `LONGEST` a side; None
+    if that is as they are."""
     h, w = heat.pixels.shape
     factor = min(1 / scale_of(matrix), max(1.0, LONGEST / max(h, w)))
-    if factor <= 1.05:
-        return heat, matrix, []
-    larger = resize((h, w), (round(h * factor), round(w * factor)))
-    height, width = larger.fixed_shape
-    said = [
-        f"The result shows what the temperatures cover, {width}x{height} pixels; --frame first keeps to the {w}x{h} "
-        "that were measured, --frame second shows all of the photo."
-    ]
-    return replace(heat, pixels=larger.warp(heat.pixels)), np.linalg.inv(larger.matrix) @ matrix, said
+    return resize((h, w), (round(h * factor), round(w * factor))) if factor > 1.05 else None
 
 
 def _refined(place: Registration, moving: np.ndarray, fixed: np.ndarray, align: Align | None) -> Registration:
@@ -96,7 +112,7 @@ def _refined(place: Registration, moving: np.ndarray, fixed: np.ndarray, align: 
     if distance <= 1:
         return replace(stays, sentence=f"{stays.sentence[:-1]}, which what both show confirms.")
     sentence = (
-        f"The temperatures lie in the photo where the camera's own geometry says, but for up to {distance:.0f} pixels "
-        f"by what both show (give or take {found.residual_px:.0f})."
+        f"The temperatures lie in the photo up to {distance:.0f} pixels from where the camera's own geometry says, by "
+        f"what both show (give or take {found.residual_px:.0f})."
     )
     return replace(place, matrix=place.matrix @ found.matrix, residual_px=found.residual_px, sentence=sentence)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import cv2
@@ -14,12 +15,34 @@ from ddfm.errors import InputError
 from ddfm.io.images import Image, quoted
 from ddfm.registration.dense import refined
 from ddfm.registration.estimate import register
-from ddfm.registration.transform import Registration, resize
+from ddfm.registration.transform import Registration, from_matrix, resize
 
 Align = Literal["auto", "dense", "force", "skip"]
-Framed = tuple[list[Image], list[str], list[Registration | None]]
 DETAIL_FEATHER, LEVEL_FEATHER = 0.1, 0.2  # of the shorter side of the frame
 CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
+AVERAGED = (
+    1.5  # pixels of a source to one of the frame, from which on resampling averages its noise and leaves it white
+)
+
+
+@dataclass(frozen=True)
+class Framed:
+    """Sources in one frame.
+
+    Attributes:
+        sources: On the grid of the frame.
+        findings: A sentence for each that was moved.
+        places: Where each source lay, None of the frame and of those that lie on it.
+        own: The sources as they came, of which interpolation made the noise smooth, so that it can only be told from
+            detail on their own grids; None of others.
+        bring: (k, the k-th source on its own grid) -> that source in the frame, as it was brought for `sources`.
+    """
+
+    sources: list[Image]
+    findings: list[str]
+    places: list[Registration | None]
+    own: list[Image | None]
+    bring: Callable[[int, Image], Image]
 
 
 def sharpest(sources: Sequence[Image]) -> int:
@@ -34,7 +57,7 @@ def to_frame(
     rig: Registration | None = None,
     crop: bool = False,
 ) -> Framed:
-    """The sources on the grid of `sources[frame]`, a sentence for each that was moved, and where each lay.
+    """The sources on the grid of `sources[frame]`.
 
     A source that covers less of the scene goes on beyond its border; `with_frame_beyond` then gives the fusion the
     frame's own image there, so that no seam is seen.
@@ -45,7 +68,7 @@ def to_frame(
         align: "auto" estimates where the others lie, "dense" then refines that, or what the rig says, locally; "force"
             also uses an estimate that is unsure; "skip" takes all as showing the same field of view. None is "skip" for
             sources of the frame's size, else "auto".
-        rig: Known geometry instead, of sources of the size it was made for.
+        rig: Known geometry instead, of sources of the sizes it was made for, whichever of them is the frame.
         crop: Keep only the largest rectangle that all sources cover, and fade nothing.
 
     Raises InputError if the rig is of other sizes, if an estimate is unsure, or if nothing is covered by all.
@@ -59,17 +82,27 @@ def to_frame(
         for source, place in zip(sources, found, strict=True)
         if place is not None
     ]
-    area = _common(found, target.pixels.shape) if crop else np.s_[:, :]
-    moved = []
-    for source, place in zip(sources, found, strict=True):
-        pixels = source.pixels if place is None else place.warp(source.pixels)
-        if place is not None and not crop:
-            pixels = _continued(pixels, target.pixels, place)
-        moved.append(source if place is None and not crop else replace(source, pixels=pixels[area]))
+    bring = functools.partial(_brought, target, found, _common(found, target.pixels.shape) if crop else None)
+    moved = [bring(k, source) for k, source in enumerate(sources)]
     if crop:
         height, width = moved[frame].pixels.shape[:2]
         findings.append(f"Cropped to the {width}x{height} pixels that all sources cover.")
-    return moved, findings, found
+    own = [
+        source if place is not None and place.scale.max() < AVERAGED else None
+        for source, place in zip(sources, found, strict=True)
+    ]
+    return Framed(moved, findings, found, own, bring)
+
+
+def _brought(
+    target: Image, places: Sequence[Registration | None], area: tuple[slice, slice] | None, k: int, source: Image
+) -> Image:
+    """The k-th source in the frame of the target, of which `area` is kept."""
+    place = places[k]
+    if place is None:
+        return source if area is None else replace(source, pixels=source.pixels[area])
+    pixels = place.warp(source.pixels)
+    return replace(source, pixels=_continued(pixels, target.pixels, place) if area is None else pixels[area])
 
 
 def frame_of(sources: Sequence[Image], rig: Registration | None) -> int:
@@ -87,7 +120,10 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     """Where the source lies in the target; None if it is taken to lie on it, pixel by pixel."""
     same = source.pixels.shape[:2] == target.pixels.shape[:2]
     if rig is not None:
-        if (rig.moving_shape, rig.fixed_shape) != (source.pixels.shape[:2], target.pixels.shape[:2]):
+        sizes = (source.pixels.shape[:2], target.pixels.shape[:2])
+        if sizes == (rig.fixed_shape, rig.moving_shape) and not same and rig.displacement is None:
+            rig = from_matrix(np.linalg.inv(rig.matrix), *sizes, rig.sentence)  # the other of the two is the frame
+        if sizes != (rig.moving_shape, rig.fixed_shape):
             raise InputError(
                 f"The rig file is not for {source.name} in the frame of {target.name}: it brings images of "
                 f"{_size(rig.moving_shape)} pixels to {_size(rig.fixed_shape)}. Write one for this pair with `ddfm "
@@ -127,11 +163,21 @@ def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Reg
         frame = np.repeat(frame[..., None], 3, axis=-1)
     if fused.ndim == 3:
         detail, level = detail[..., None], level[..., None]
-    sigma = LEVEL_FEATHER / 4 * min(fused.shape[:2])
-    own, others_own = (cv2.GaussianBlur(np.ascontiguousarray(x, np.float32), (0, 0), sigma) for x in (fused, frame))
-    mixed = detail * (fused - own) + (1 - detail) * (frame - others_own) + level * own + (1 - level) * others_own
+    difference = np.subtract(fused, frame, dtype=np.float32)
+    mixed = frame + detail * difference + (level - detail) * _blurred(difference, LEVEL_FEATHER / 4)
     result: np.ndarray = np.clip(mixed, 0, 1).astype(np.float32)
     return result
+
+
+def _blurred(image: np.ndarray, share: float) -> np.ndarray:
+    """A Gaussian blur of that share of the shorter side, made on a grid of a sixth of its sigma where that is more
+    than a pixel."""
+    height, width = image.shape[:2]
+    sigma = share * min(height, width)
+    factor = max(1.0, sigma / 6)
+    coarse = cv2.resize(image, (round(width / factor), round(height / factor)), interpolation=cv2.INTER_AREA)
+    blurred: np.ndarray = cv2.GaussianBlur(coarse, (0, 0), sigma / factor)
+    return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
 def _continued(pixels: np.ndarray, target: np.ndarray, place: Registration) -> np.ndarray:

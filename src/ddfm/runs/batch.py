@@ -17,10 +17,11 @@ from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of, quiet_pipeline
 from ddfm.prior import Progress
 from ddfm.runs.execution import BatchResult, Run, check_format, earlier_results
+from ddfm.runs.fusing import images_at_once
 from ddfm.runs.manifest import Manifest, is_manifest
 from ddfm.runs.plan import Pair, Pairs, plan, suffix_of
 from ddfm.runs.reading import Reading, with_changes
-from ddfm.runs.scene import Depth, images_at_once
+from ddfm.runs.scene import Depth
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.jsonl"

@@ -42,11 +42,12 @@ from ddfm.io.pairing import stem
 from ddfm.pipeline import quiet_pipeline
 from ddfm.runs.batch import recorded_settings
 from ddfm.runs.execution import BatchResult, Run, check_format, earlier_results, sentence_of
+from ddfm.runs.fusing import images_at_once
 from ddfm.runs.listing import listing, refuse_doubles
 from ddfm.runs.plan import Pair, Pairs, leaves, named_pair, pair_of, suffix_of
 from ddfm.runs.reading import Reading, with_changes
 from ddfm.runs.records import RECORDS, Records, Row, fetched, is_remote
-from ddfm.runs.scene import Depth, images_at_once
+from ddfm.runs.scene import Depth
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.parquet"

@@ -20,10 +20,11 @@ from ddfm.errors import InputError, out_of_memory
 from ddfm.io import images
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
+from ddfm.runs.fusing import fuse_images
 from ddfm.runs.manifest import Manifest, sha256
 from ddfm.runs.plan import Pair
 from ddfm.runs.reading import Reading
-from ddfm.runs.scene import Depth, Scene, fuse_images
+from ddfm.runs.scene import Depth, Scene
 from ddfm.settings import FusionSettings
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ddfm.errors import InputError
 
 if TYPE_CHECKING:
-    from ddfm.io.images import Range
+    from ddfm.io.images import Image, Range
     from ddfm.io.volume import Window
     from ddfm.registration import Align, Registration
 
@@ -63,6 +64,28 @@ class Reading:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Reading))
+
+
+def read_source(path: str | os.PathLike[str], how: Reading) -> Image:
+    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the image painted from them.
+
+    Raises InputError as `images.read_any`.
+    """
+    from ddfm.io import images, thermal  # late: the command line's help need not wait for them
+
+    unread: tuple[str, ...] = ()
+    if not os.path.isdir(path) and thermal.is_radiometric(path):
+        try:
+            return thermal.read_temperatures(path, how.value_range)
+        except InputError as error:
+            unread = (f"The image in {images.quoted(path)} is taken instead of its temperatures: {error}",)
+    image = images.read_any(path, how.normalise, how.value_range, how.window)
+    if how.value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
+        low, high = how.value_range
+        why = "is a photo" if image.pixels.ndim == 3 else "has no values in it"
+        unread += (f"The range of {low:g} to {high:g} was not applied to {images.quoted(path)}, which {why}.",)
+        image = images.read_any(path, how.normalise, None, how.window)
+    return dataclasses.replace(image, findings=(*unread, *image.findings))
 
 
 def with_changes(reading: Reading | None, changes: Mapping[str, Any]) -> tuple[Reading, dict[str, Any]]:

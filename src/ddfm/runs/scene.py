@@ -24,15 +24,14 @@ from ddfm.io.files import quoted
 from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
 from ddfm.palettes import is_false_colour, overlaid
-from ddfm.runs.reading import Reading
+from ddfm.runs import fusing
+from ddfm.runs.reading import Reading, read_source
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
-    import torch
-
-    from ddfm.pipeline import DDFMPipeline, FusionOutput
+    from ddfm.pipeline import DDFMPipeline
     from ddfm.prior import Progress
-    from ddfm.registration import Registration
+    from ddfm.registration import Framed, Registration
 
 Depth = int | Literal["same"]
 
@@ -47,12 +46,14 @@ class Scene:
         frame: Which source's grid all lie on; of volumes its unit is the result's where the format allows.
         registrations: Where each source lay in the frame; None of the frame itself, of what was taken to lie on it, and
             of volumes. Empty if nothing was registered.
+        framed: What brought them there, for sources whose noise is removed before they are resampled.
     """
 
     sources: list[Image]
     findings: list[str] = field(default_factory=list)
     frame: int = 0
     registrations: list[Registration | None] = field(default_factory=list)
+    framed: Framed | None = None
 
     @classmethod
     def read(
@@ -77,8 +78,11 @@ class Scene:
         if len(paths) == 1 and not os.path.isdir(paths[0]) and thermal.is_radiometric(paths[0]):
             return cls._from_camera(paths[0], reading)
         if len(paths) < 2:
-            raise InputError(f"Fusion takes two or more sources, not {len(paths)}.")
-        sources = [_read(path, reading) for path in paths]
+            raise InputError(
+                f"Fusion takes two or more sources, not {len(paths)}; give the other sensor's file too, unless the one "
+                "is a FLIR radiometric JPEG, which holds temperatures and a photo."
+            )
+        sources = [read_source(path, reading) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         medical = any(source.header is not None for source in sources)
         if not medical:
@@ -127,9 +131,10 @@ class Scene:
         """
         settings = changed(settings, changes)
         if self.is_volume:
-            return self._fuse_slices(pipe, settings, progress)
-        fused, _ = fuse_images(pipe, [self], _generators(settings.seed, 1), settings, progress)
-        return np.asarray(fused[0])
+            return fusing.fuse_slices(pipe, self.sources, settings, progress)
+        generators = fusing.generators(settings.seed, 1)
+        result: np.ndarray = fusing.fuse_images(pipe, [self], generators, settings, progress)[0][0]
+        return result
 
     def overlaid(self, fused: np.ndarray, palette: str, blend: float = 0.5) -> np.ndarray:
         """The fused image for display, (H, W, 3): the thermal source as a palette's colours over it, where it has data.
@@ -226,8 +231,7 @@ class Scene:
         from ddfm.registration import frame_of, to_frame  # late: what is aligned need not wait for it
 
         chosen = frame_of(self.sources, how.rig) if how.frame is None else how.frame
-        sources, said, registrations = to_frame(self.sources, chosen, how.align, how.rig, how.crop)
-        return Scene(sources, [*self.findings, *said], chosen, registrations)
+        return _framed(to_frame(self.sources, chosen, how.align, how.rig, how.crop), chosen, self.findings)
 
     @classmethod
     def _from_camera(cls, path: str | os.PathLike[str], reading: Reading) -> Scene:
@@ -238,102 +242,14 @@ class Scene:
         findings = [finding for source in sources for finding in source.findings]
         if reading.rig is not None:
             return cls(sources, findings)._in_frame(reading)
-        (sources, said, found), frame = camera.in_one_frame(sources, matrix, reading.frame, reading.align, reading.crop)
-        return cls(sources, [*findings, *said], frame, found)
-
-    def _fuse_slices(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> np.ndarray:
-        from ddfm.pipeline import likelihood_of
-
-        volumes = [source.pixels for source in self.sources]
-        # A slice that is flat in all sources shows nothing: the network would only put its own noise there.
-        flat = np.all([v.min(axis=(1, 2)) == v.max(axis=(1, 2)) for v in volumes], axis=0)
-        fused = np.empty_like(volumes[0])
-        fused[flat] = np.mean([v[flat, :1, :1] for v in volumes], axis=0)
-        stretch = settings.contrast == "minmax"
-        if stretch:  # each slice by itself would flicker
-            settings = replace(settings, contrast="natural")
-        model = likelihood_of(settings)
-        if hasattr(model, "for_volume"):  # and so would statistics of each slice
-            settings = replace(settings, likelihood=model.for_volume(volumes))
-        todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), images_at_once(pipe)
-        for at in (todo[k : k + at_once] for k in range(0, len(todo), at_once)):
-
-            def step(under_way: float, steps: int, done: int = done, n: int = len(at)) -> None:
-                if progress:
-                    progress(done + n * under_way / steps, len(fused))
-
-            sources, generators = [list(v[at]) for v in volumes], _generators(settings.seed, len(at))
-            fused[at] = _output(pipe, sources, generators, settings, step).images
-            done += len(at)
-        if progress:
-            progress(done, len(fused))
-        if stretch:
-            fused -= fused.min()
-            fused /= max(float(fused.max()), 1e-12)
-        return fused
+        framed, frame = camera.in_one_frame(sources, matrix, reading.frame, reading.align, reading.crop)
+        return _framed(framed, frame, findings)
 
 
-def fuse_images(
-    pipe: DDFMPipeline,
-    scenes: Sequence[Scene],
-    generators: list[torch.Generator],
-    settings: FusionSettings,
-    progress: Progress | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """B scenes of images of one size in one call of the pipeline, a generator each; arguments as of `Scene.fuse`.
-
-    Returns the fused images, (B, H, W), or (B, H, W, 3) if any is coloured, and `FusionOutput.std`, (B, H, W) or None.
-    Raises InputError as the pipeline does.
-    """
-    sensors = zip(*([source.pixels for source in scene.sources] for scene in scenes), strict=True)
-    output = _output(pipe, [list(images) for images in sensors], generators, settings, progress)
-    fused = np.asarray(output.images)
-    for k, scene in enumerate(scenes):
-        if any(scene.registrations):
-            from ddfm.registration import with_frame_beyond
-
-            fused[k] = with_frame_beyond(fused[k], scene.sources[scene.frame].pixels, scene.registrations)
-    return fused, output.std
-
-
-def images_at_once(pipe: DDFMPipeline) -> int:
-    """Images of one size to a call of the pipeline: more than one are no faster on the CPU, more than eight nowhere."""
-    return 1 if pipe.device.type == "cpu" else 8
-
-
-def _output(
-    pipe: DDFMPipeline,
-    sources: list[list[np.ndarray]],
-    generators: list[torch.Generator],
-    settings: FusionSettings,
-    progress: Progress | None,
-) -> FusionOutput:
-    output = pipe(sources, settings, generator=generators, progress=progress)
-    return output  # type: ignore[return-value]
-
-
-def _generators(seed: int, n: int) -> list[torch.Generator]:
-    """The same noise n times."""
-    import torch
-
-    return [torch.Generator().manual_seed(seed) for _ in range(n)]
-
-
-def _read(path: str | os.PathLike[str], how: Reading) -> Image:
-    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the image painted from them."""
-    unread: tuple[str, ...] = ()
-    if not os.path.isdir(path) and thermal.is_radiometric(path):
-        try:
-            return thermal.read_temperatures(path, how.value_range)
-        except InputError as error:
-            unread = (f"The image in {quoted(path)} is taken instead of its temperatures: {error}",)
-    image = images.read_any(path, how.normalise, how.value_range, how.window)
-    if how.value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
-        low, high = how.value_range
-        why = "is a photo" if image.pixels.ndim == 3 else "has no values in it"
-        unread += (f"The range of {low:g} to {high:g} was not applied to {quoted(path)}, which {why}.",)
-        image = images.read_any(path, how.normalise, None, how.window)
-    return replace(image, findings=(*unread, *image.findings))
+def _framed(framed: Framed, frame: int, findings: list[str]) -> Scene:
+    """The scene of sources that were brought into one frame, `findings` being about reading them."""
+    said = [*findings, *framed.findings, *fusing.noise_found(framed)]
+    return Scene(framed.sources, said, frame, framed.places, framed)
 
 
 def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]]:

@@ -111,7 +111,7 @@ class Job:
 
         sources = [replace(s, pixels=mapped(f"source{k}", s.pixels)) for k, s in enumerate(self.scene.sources)]
         places = [place and replace(place) for place in self.scene.registrations]  # without the maps they have made
-        self.scene = replace(self.scene, sources=sources, registrations=places)
+        self.scene = replace(self.scene, sources=sources, registrations=places, framed=None)
         if self.fused is not None:
             self.fused = mapped("fused", self.fused)
         if self.std is not None:

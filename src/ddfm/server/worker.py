@@ -12,7 +12,8 @@ import torch
 
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior import Progress
-from ddfm.runs.scene import Scene, fuse_images, images_at_once
+from ddfm.runs.fusing import fuse_images, images_at_once
+from ddfm.runs.scene import Scene
 from ddfm.server.jobs import Job, Queue
 from ddfm.server.problems import Problem
 from ddfm.settings import FusionSettings

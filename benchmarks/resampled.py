@@ -1,0 +1,124 @@
+"""What is left of a fusion whose infrared image has fewer pixels than the visible: dev road pairs, true geometry.
+
+    python benchmarks/resampled.py [--pairs 5] [--ratios 2 2.25] [--sigmas 0 10 25] [--stripes 8]
+        [--crop 0.8] [--baselines]
+
+The infrared is averaged down by the ratio, cut to the middle `crop` of the field of view, given white noise of sigma
+and one offset a column of a standard deviation of `stripes` (both of 255), and rounded to 8 bits; its true place is
+told. Metrics are against the *original* infrared and visible, "Qabf, own" against what was fused, without its noise; in
+brackets the share of what the method reaches with the original pair. "enlarged, then cleaned" is what measuring noise
+behind the interpolation gives.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from rank import SETS, SHARED, pairs_of
+
+from ddfm import DDFMPipeline, Scene
+from ddfm.colour import luma
+from ddfm.evaluation.baselines import BASELINES
+from ddfm.evaluation.metrics import fusion_metrics
+from ddfm.io import images
+from ddfm.io.images import Image
+from ddfm.registration import Registration, from_matrix, to_frame, with_frame_beyond
+
+NAMES = ["VIF", "Qabf", "SSIM"]
+
+
+def eight_bit(image: np.ndarray) -> np.ndarray:
+    quantised: np.ndarray = (np.rint(image.clip(0, 1) * 255) / 255).astype(np.float32)
+    return quantised
+
+
+def smaller(infrared: np.ndarray, ratio: float, crop: float) -> tuple[np.ndarray, Registration]:
+    """The middle of an image, averaged down, and where it lies in the whole one."""
+    height, width = infrared.shape
+    h, w = round(height * crop), round(width * crop)
+    top, left = (height - h) // 2, (width - w) // 2
+    small = cv2.resize(
+        infrared[top : top + h, left : left + w], (round(w / ratio), round(h / ratio)), interpolation=cv2.INTER_AREA
+    )
+    sy, sx = small.shape[0] / h, small.shape[1] / w
+    matrix = np.array([[sx, 0, (0.5 - left) * sx - 0.5], [0, sy, (0.5 - top) * sy - 0.5], [0, 0, 1]])
+    return small, from_matrix(matrix, small.shape, infrared.shape)
+
+
+def scores(fused: np.ndarray, sources: Sequence[np.ndarray]) -> np.ndarray:
+    values = fusion_metrics(
+        np.rint(eight_bit(fused) * 255), [np.rint(eight_bit(s) * 255) for s in sources], names=NAMES
+    )
+    return np.array([values[name] for name in NAMES])
+
+
+def framed_scene(infrared: np.ndarray, visible: np.ndarray, place: Registration) -> Scene:
+    framed = to_frame([Image(infrared), Image(visible)], 1, rig=place)
+    return Scene(framed.sources, framed.findings, 1, framed.places, framed)
+
+
+def measured(
+    pipe: DDFMPipeline, stem: str, seed: int, ratio: float, sigma: float, stripes: float, crop: float, baselines: bool
+) -> dict[str, np.ndarray]:
+    """For each method: metrics with the original pair, of the smaller infrared against the originals, its own Qabf."""
+    paths = [next((SHARED / "data/dev" / folder).glob(f"{stem}.*")) for folder in SETS["road"][1]]
+    original = [eight_bit(luma(images.read(path).pixels)) for path in paths]
+    small, place = smaller(original[0], ratio, crop)
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 1, small.shape) * sigma + rng.normal(0, 1, (1, small.shape[1])) * stripes
+    noisy = eight_bit(small + noise.astype(np.float32) / 255)
+    scene, clean = (framed_scene(infrared, original[1], place) for infrared in (noisy, eight_bit(small)))
+    whole = Scene([Image(s) for s in original]).fuse(pipe)
+    results = {
+        "ddfm": (whole, scene.fuse(pipe)),
+        "enlarged, then cleaned": (whole, replace(scene, framed=None).fuse(pipe)),
+    }
+    for name, method in BASELINES.items() if baselines else ():
+        fused = method([s.pixels for s in scene.sources])
+        results[name] = (method(original), with_frame_beyond(fused, original[1], [place, None]))
+    own = [s.pixels for s in clean.sources]
+    return {
+        name: np.concatenate([scores(whole, original), scores(fused, original), scores(fused, own)[1:2]])
+        for name, (whole, fused) in results.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """A table for each ratio and sigma."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5, help="this many, spread evenly")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 2.25])
+    parser.add_argument("--sigmas", type=float, nargs="+", default=[0.0, 10.0, 25.0])
+    parser.add_argument("--stripes", type=float, default=0.0)
+    parser.add_argument("--crop", type=float, default=1.0, help="share of the field of view, each way")
+    parser.add_argument("--baselines", action="store_true")
+    args = parser.parse_args(argv)
+    if not (SHARED / "data/dev").exists():
+        print(f"Skipped: the dev pairs are not in {SHARED.name}/ beside the repository.")
+        return
+    torch.set_num_threads(1)
+    pipe = DDFMPipeline.from_prior("embedded")
+    pipe.set_progress_bar_config(disable=True)
+    stems = list(pairs_of(SETS["road"][1], args.pairs))
+    for ratio in args.ratios:
+        for sigma in args.sigmas:
+            found = [
+                measured(pipe, stem, seed, ratio, sigma, args.stripes, args.crop, args.baselines)
+                for seed, stem in enumerate(stems)
+            ]
+            print(
+                f"\nratio {ratio:g}, crop {args.crop:g}, sigma {sigma:g}, stripes {args.stripes:g}, {len(stems)} pairs"
+            )
+            print(f"{'':24s}" + "".join(f"{name:>14s}" for name in [*NAMES, "Qabf, own"]))
+            for name in found[0]:
+                mean = np.mean([rows[name] for rows in found], axis=0)
+                whole, values = mean[[0, 1, 2, 1]], mean[3:]
+                cells = zip(values, values / whole, strict=True)
+                print(f"{name:24s}" + "".join(f"{v:8.2f} ({share:.2f})" for v, share in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
