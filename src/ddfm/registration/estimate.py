@@ -55,7 +55,7 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     found = by_contours(*pair)
     if not found.confident and _similar_shapes(moving.shape, fixed.shape):
         other = by_information(*pair)
-        found = other if other.confident else found
+        found = other if other.confident or other.residual_px < found.residual_px else found
     distance = corner_distance(resized.matrix, found.matrix, fixed.shape)
     if found.confident and distance <= max(ALIGNED, found.residual_px):
         sentence = f"The images are already aligned, within {max(ALIGNED, found.residual_px):.1f} pixels."
