@@ -154,8 +154,8 @@ def strongest_gradient(
     energy of what the others show there and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back as
     contrast, sqrt(1 + R / |g|^2): nothing where one source alone shows something, or all the same, and sqrt(N) at most.
     Each source's gradient is its own times the `room` that the light of b leaves. `unsure`: the error variance of each
-    source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised. A gradient, the difference of two pixels, errs by twice
-    that, and its E_k counts in the choice as far as it is known, by E_k / (E_k + 2 error).
+    source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised. A gradient is two differences of two pixels and errs by
+    four times that; its E_k counts in the choice as far as it is known, by E_k / (E_k + 4 error).
     """
     slopes = []
     for s in sources:
@@ -165,7 +165,7 @@ def strongest_gradient(
     energies = [smooth(dx.square() + dy.square(), scale) for dx, dy in slopes]
     known = energies
     if unsure is not None:
-        known = [e.square() / (e + 2 * error + 1e-20) for e, error in zip(energies, unsure, strict=True)]
+        known = [e.square() / (e + 4 * error + 1e-20) for e, error in zip(energies, unsure, strict=True)]
     strongest = functools.reduce(torch.maximum, known).add_(1e-20)
     weights = [(e / strongest).square_().square_() for e in known]
     total = functools.reduce(torch.add, weights).add_(1e-20)  # not 0 where nothing has a gradient
