@@ -198,6 +198,17 @@ def test_the_strongest_gradient_takes_each_structure_from_who_has_it():
     assert (gy == 0).all()
 
 
+def test_of_two_gradients_that_are_alike_the_surer_wins():
+    one, other = torch.zeros(1, 1, 20, 20), torch.zeros(1, 1, 20, 20)
+    one[..., 10:], other[..., 10:, :] = 0.3, 0.25
+    sure, unsure = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.1**2)
+    taken = strongest_gradient([one, other], 0 * one, unsure=[sure, sure])
+    for got, expected in zip(strongest_gradient([one, other], 0 * one), taken, strict=True):
+        torch.testing.assert_close(got, expected)
+    gx, gy = strongest_gradient([one, other], 0 * one, unsure=[unsure, sure])
+    assert gy[..., 9, 9] > taken[1][..., 9, 9] + 0.05 and gx[..., 9, 9] < taken[0][..., 9, 9] - 0.05
+
+
 def test_of_two_edges_in_one_place_the_stronger_wins():
     weak, strong = torch.zeros(1, 1, 20, 20), torch.zeros(1, 1, 20, 20)
     weak[..., 10:], strong[..., 10:, :] = 0.1, 0.5

@@ -140,14 +140,22 @@ def room(s: Tensor, b: Tensor, scale: float) -> Tensor:
     return left.div_(had).mul_(2).clamp_(0, 1)
 
 
-def strongest_gradient(sources: list[Tensor], b: Tensor, gain: float = 1.0, scale: float = 1.5) -> Gradient:
+def strongest_gradient(
+    sources: list[Tensor],
+    b: Tensor,
+    gain: float = 1.0,
+    scale: float = 1.5,
+    unsure: Sequence[Tensor] | None = None,
+) -> Gradient:
     """g: the gradient of the locally strongest source, that of b where none is above EDGE, (B, 1, H, W) each.
 
     Chosen by region rather than by pixel, nearly hard: weights (E_k / max_j E_j)^4 of the energies E_k smoothed over
     `scale` pixels. The mean of two unlike gradients has less contrast than either of them, so little is mixed. The
     energy of what the others show there and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back as
     contrast, sqrt(1 + R / |g|^2): nothing where one source alone shows something, or all the same, and sqrt(N) at most.
-    Each source's gradient is its own times the `room` that the light of b leaves.
+    Each source's gradient is its own times the `room` that the light of b leaves. `unsure`: the error variance of each
+    source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised. A gradient is two differences of two pixels and errs by
+    four times that; its E_k counts in the choice as far as it is known, by E_k / (E_k + 4 error).
     """
     slopes = []
     for s in sources:
@@ -155,8 +163,11 @@ def strongest_gradient(sources: list[Tensor], b: Tensor, gain: float = 1.0, scal
         kept = room(s, b, scale)
         slopes.append((dx.mul_(kept), dy.mul_(kept)))
     energies = [smooth(dx.square() + dy.square(), scale) for dx, dy in slopes]
-    strongest = functools.reduce(torch.maximum, energies).add_(1e-20)
-    weights = [(e / strongest).square_().square_() for e in energies]
+    known = energies
+    if unsure is not None:
+        known = [e.square() / (e + 4 * error + 1e-20) for e, error in zip(energies, unsure, strict=True)]
+    strongest = functools.reduce(torch.maximum, known).add_(1e-20)
+    weights = [(e / strongest).square_().square_() for e in known]
     total = functools.reduce(torch.add, weights).add_(1e-20)  # not 0 where nothing has a gradient
     gx, gy = (
         functools.reduce(torch.add, [w * slope[axis] for w, slope in zip(weights, slopes, strict=True)]) / total
