@@ -55,7 +55,7 @@ def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     y, offset = np.clip(np.asarray(y, np.float32), 0, 1)[..., None], chroma_offset(chroma)
     room = np.where(offset > 0, 1 - y, y)
     size = np.maximum(np.abs(offset), np.float32(1e-12))
-    factor = np.minimum(1, (room / size).min(axis=-1, keepdims=True))
+    factor = np.minimum(1, _over_channels(np.minimum, room / size)[..., None])
     image: np.ndarray = np.clip(y + factor * offset, 0, 1)
     return image
 
@@ -67,7 +67,8 @@ def make_room(y: np.ndarray, chroma: np.ndarray, share: float = ROOM) -> np.ndar
     over a bright MRI, Y gives way to it. With 0 Y stays, with 1 the chroma.
     """
     y, offset = np.clip(np.asarray(y, np.float32), 0, 1), chroma_offset(chroma)
-    low, high = np.maximum(0, -offset.min(axis=-1)), 1 - np.maximum(0, offset.max(axis=-1))
+    low = np.maximum(0, -_over_channels(np.minimum, offset))
+    high = 1 - np.maximum(0, _over_channels(np.maximum, offset))
     moved: np.ndarray = y + share * (np.clip(y, low, np.maximum(low, high)) - y)
     return moved
 
@@ -99,9 +100,15 @@ def lent_chroma(y_fused: np.ndarray, source: np.ndarray) -> np.ndarray:
     """
     y, chroma = split(source)
     fused, least = np.clip(y_fused, 0, 1), np.float32(1e-6)
-    kept = np.minimum(fused / np.maximum(y, least), source.max(axis=-1) / np.maximum(fused, least))
+    kept = np.minimum(fused / np.maximum(y, least), _over_channels(np.maximum, source) / np.maximum(fused, least))
     lent: np.ndarray = np.minimum(1, kept)[..., None].astype(np.float32) * chroma
     return lent
+
+
+def _over_channels(ufunc: np.ufunc, image: np.ndarray) -> np.ndarray:
+    """`ufunc` of the channels of (H, W, 3), (H, W); reducing an axis of three is twenty times slower."""
+    found: np.ndarray = ufunc(ufunc(image[..., 0], image[..., 1]), image[..., 2])
+    return found
 
 
 def lends_colour(sources: Sequence[np.ndarray], mode: Colour = "auto") -> list[np.ndarray]:

@@ -189,7 +189,7 @@ class DDFMPipeline(DiffusionPipeline):
                 samples.append(
                     self._sample(f_t, model, state, sampler, timesteps, denoiser, generator, callback, tensors)
                 )
-        uncertain = model.variance(state) if hasattr(model, "variance") else 0
+        uncertain = model.variance(state) if len(samples) > 1 and hasattr(model, "variance") else 0
         del state, f_t
         self.maybe_free_model_hooks()  # type: ignore[no-untyped-call]
 
