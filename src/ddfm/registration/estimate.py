@@ -54,8 +54,7 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     pair = [luma(image / np.float32(255) if image.dtype == np.uint8 else image) for image in (moving, fixed)]
     found = by_contours(*pair)
     if not found.confident and _similar_shapes(moving.shape, fixed.shape):
-        other = by_information(*pair)
-        found = other if other.confident or other.residual_px < found.residual_px else found
+        found = by_information(*pair)
     distance = corner_distance(resized.matrix, found.matrix, fixed.shape)
     if found.confident and distance <= max(ALIGNED, found.residual_px):
         sentence = f"The images are already aligned, within {max(ALIGNED, found.residual_px):.1f} pixels."
