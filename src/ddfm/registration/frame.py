@@ -20,9 +20,7 @@ from ddfm.registration.transform import Registration, from_matrix, resize
 Align = Literal["auto", "dense", "force", "skip"]
 DETAIL_FEATHER, LEVEL_FEATHER = 0.1, 0.2  # of the shorter side of the frame
 CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
-AVERAGED = (
-    1.5  # pixels of a source to one of the frame, from which on resampling averages its noise and leaves it white
-)
+AVERAGED = 1.5  # pixels of a source to one of the frame, from where on resampling averages noise, which stays white
 
 
 @dataclass(frozen=True)
