@@ -140,7 +140,7 @@ def register(
     said += ["  ".join(f"{value:12.6f}" for value in row) for row in found.matrix]
     if found.confident and save is not None:
         found.save(save)
-        said.append(f"{save}: the calibration, for --rig")
+        said.append(f"{save}: the calibration, for --rig{', without the local refinement' if dense else ''}")
     if found.confident and write_aligned is not None:
         images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
         said.append(f"{write_aligned}: {source.path} in the frame")
