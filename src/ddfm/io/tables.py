@@ -39,10 +39,11 @@ def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
     for cell in header:
         if is_image_name(cell) or os.path.isfile(path.parent / cell):
             raise InputError(
-                f"{name} has no header: its first row names {quoted(cell)}; put infrared,visible above it."
+                f"{name} has no header: its first row names {quoted(cell[:80])}; put infrared,visible above it."
             )
     if len(set(header)) < len(header):
-        raise InputError(f"{name} has two columns of one name in its header ({', '.join(header)}); rename one.")
+        twice = next(column for column in header if header.count(column) > 1)
+        raise InputError(f"{name} has two columns {quoted(twice[:80])} in its header; rename one.")
     if len([column for column in header if column != "output"]) < needed or not rows:
         raise InputError(
             f"{name} needs a header of {needed} or more columns, one for each sensor, and a row per scene."
