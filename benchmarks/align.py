@@ -21,7 +21,6 @@ import numpy as np
 from ddfm import colour
 from ddfm.io import images
 from ddfm.registration import register
-from ddfm.registration.transform import corner_distance
 
 
 def random_transform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -63,7 +62,7 @@ def measure(
         corner_error(error, np.eye(3), shape),
         corner_error(error, published.matrix, shape),
         corner_error(nothing, np.eye(3), shape),
-        corner_distance(np.eye(3), published.matrix, shape),
+        corner_error(published.matrix, np.eye(3), shape),
         found.confident,
     )
 

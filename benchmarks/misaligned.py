@@ -110,7 +110,7 @@ def ours_and_flow(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     )
     everywhere = np.ones(fixed.shape, np.float32)
     pair = [contours(x.astype(np.float32), everywhere)[..., 0] for x in (fixed, laid)]
-    eight_bits = [np.rint(255 * np.clip(x / max(float(x.max()), 1e-6), 0, 1)).astype(np.uint8) for x in pair]
+    eight_bits = [images.eight_bits(x / max(float(x.max()), 1e-6)) for x in pair]
     flow = OPENCV.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(eight_bits[0], eight_bits[1], None)
     refined: np.ndarray = found + cv2.GaussianBlur(flow, (0, 0), 20)
     return refined

@@ -17,22 +17,19 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import torch
-from rank import SETS, SHARED, pairs_of
+from degradations import eight_bit
+from rank import SETS, SHARED, no_dev_pairs, pairs_of
 
-from ddfm import DDFMPipeline, Scene
+from ddfm import Scene
 from ddfm.colour import luma
 from ddfm.evaluation.baselines import BASELINES
 from ddfm.evaluation.metrics import fusion_metrics
 from ddfm.io import images
 from ddfm.io.images import Image
+from ddfm.pipeline import DDFMPipeline, quiet_pipeline
 from ddfm.registration import Registration, from_matrix, to_frame, with_frame_beyond
 
 NAMES = ["VIF", "Qabf", "SSIM"]
-
-
-def eight_bit(image: np.ndarray) -> np.ndarray:
-    quantised: np.ndarray = (np.rint(image.clip(0, 1) * 255) / 255).astype(np.float32)
-    return quantised
 
 
 def smaller(infrared: np.ndarray, ratio: float, crop: float) -> tuple[np.ndarray, Registration]:
@@ -96,12 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--crop", type=float, default=1.0, help="share of the field of view, each way")
     parser.add_argument("--baselines", action="store_true")
     args = parser.parse_args(argv)
-    if not (SHARED / "data/dev").exists():
-        print(f"Skipped: the dev pairs are not in {SHARED.name}/ beside the repository.")
+    if no_dev_pairs():
         return
     torch.set_num_threads(1)
-    pipe = DDFMPipeline.from_prior("embedded")
-    pipe.set_progress_bar_config(disable=True)
+    pipe = quiet_pipeline("embedded", None)
     stems = list(pairs_of(SETS["road"][1], args.pairs))
     for ratio in args.ratios:
         for sigma in args.sigmas:

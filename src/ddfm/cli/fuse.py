@@ -150,7 +150,7 @@ def register(
         say("\n".join(said))
     if not found.confident:
         if save is not None or write_aligned is not None:
-            err.print("Nothing was written, since the finding is unsure.")
+            note("Nothing was written, since the finding is unsure.")
         raise typer.Exit(1)
 
 

@@ -170,7 +170,7 @@ def _letterbox(pixels: np.ndarray) -> tuple[int, int, int, int]:
         low, high = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, len(share))
         low, high = (low + 2 if low and share[low] > 0.5 else 0), (high - 2 if share[high - 1] > 0.5 else len(share))
         high = high if high < len(share) - 2 else len(share)
-        found += (
-            [low, high] if high - low >= len(share) / 2 else [0, len(share)]
-        )  # a lamp in the dark is no photo's edge
+        if high - low < len(share) / 2:  # a lamp in the dark is no photo's edge
+            low, high = 0, len(share)
+        found += [low, high]
     return (found[0], found[1], found[2], found[3])

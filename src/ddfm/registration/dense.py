@@ -12,10 +12,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from ddfm.colour import luma
-from ddfm.registration.features import Masked, contours, shrink, valid_area
-from ddfm.registration.refine import TAU, gradient
-from ddfm.registration.transform import Registration
+from ddfm.registration.features import Masked, as_luma, contours, correlation, shrink, valid_area
+from ddfm.registration.refine import gradient, trust
+from ddfm.registration.transform import Registration, identity
 
 LEVELS = (256, 512)  # pixels of the longest side
 WINDOWS = (48, 24)  # pixels, standard deviation, at every level
@@ -32,13 +31,13 @@ def refined(place: Registration, moving: np.ndarray, fixed: np.ndarray) -> Regis
         place: Where moving lies in fixed, within a few pixels.
         moving, fixed: (h, w) and (H, W), or with three channels, uint8 or float in [0, 1].
     """
-    one, other = (luma(image / np.float32(255) if image.dtype == np.uint8 else image) for image in (moving, fixed))
+    one, other = as_luma(moving), as_luma(fixed)
     x, y = np.moveaxis(place.map, -1, 0)
     known = cv2.remap(valid_area(one), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     found = displacement((place.warp(one), known), (other, valid_area(other)))
     if found is None:
         return replace(place, sentence=f"{place.sentence} A local refinement gains nothing.")
-    displaced = _grid(place.fixed_shape) + found
+    displaced = identity(place.fixed_shape).map + found
     further = place.by_matrix(displaced[..., 0], displaced[..., 1]) - place.map
     largest = float(np.hypot(found[..., 0], found[..., 1]).max())
     sentence = f"{place.sentence} Refined locally, by up to {largest:.1f} pixels."
@@ -70,7 +69,7 @@ class _Level:
         self.moving, self.fixed = (contours(*image) for image in (moving, fixed))
         self.inside, self.known = moving[1], fixed[1]
         self.slopes = gradient(self.fixed)
-        self.grid = _grid(self.known.shape)
+        self.grid = identity(self.known.shape).map
         self.halves = (self.grid // BLOCK).sum(-1) % 2
 
     def warped(self, found: np.ndarray, half: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -86,18 +85,14 @@ class _Level:
     def agreement(self, found: np.ndarray, half: int) -> float:
         """Normalised correlation of the contours on one half of the image, -1 to 1."""
         planes, weight = self.warped(found, half)
-        cross, own, other = (
-            float(np.einsum("hwc,hwc,hw->", a, b, weight))
-            for a, b in ((planes, self.fixed), (planes, planes), (self.fixed, self.fixed))
-        )
-        return cross / max(float(np.sqrt(own * other)), 1e-9)
+        return correlation(planes, self.fixed, weight)
 
     def step(self, found: np.ndarray, window: float, half: int | None) -> np.ndarray:
         """The displacement improved: in each window the least squares of what is left, and of its own length."""
         planes, weight = self.warped(found, half)
         difference = self.fixed - planes
         gx, gy = ((a + b) / 2 for a, b in zip(self.slopes, gradient(planes), strict=True))
-        weight = weight * (TAU / (TAU + (difference**2).sum(-1))) ** 2
+        weight = weight * trust(difference)
         u, v = found[..., 0], found[..., 1]
         xx, xy, yy = (weight * (a * b).sum(-1) for a, b in ((gx, gx), (gx, gy), (gy, gy)))
         right_x = weight * (gx * difference).sum(-1) + xx * u + xy * v
@@ -109,12 +104,6 @@ class _Level:
         solved = np.dstack([yy * right_x - xy * right_y, xx * right_y - xy * right_x]) / determinant[..., None]
         improved: np.ndarray = cv2.resize(solved, found.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         return improved
-
-
-def _grid(shape: tuple[int, ...]) -> np.ndarray:
-    """(H, W, 2) float32: (x, y) of each pixel."""
-    y, x = np.indices(shape[:2], np.float32)
-    return np.dstack([x, y])
 
 
 def _level(moving: Masked, fixed: Masked, side: int) -> _Level:

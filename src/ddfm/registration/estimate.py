@@ -12,11 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.registration import affine
 from ddfm.registration.dense import refined
-from ddfm.registration.features import Masked, valid_area
+from ddfm.registration.features import Masked, as_luma, valid_area
 from ddfm.registration.refine import Pair
 from ddfm.registration.search import candidates
 from ddfm.registration.transform import Registration, corner_distance, from_matrix, resize, scale_of
@@ -51,7 +50,7 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
         sizes = " and ".join(f"{p.shape[1]}x{p.shape[0]}" for p in (moving, fixed))
         raise InputError(f"Images of {sizes} pixels cannot be aligned; each side needs at least {SMALLEST}.")
     resized = resize(moving.shape, fixed.shape)
-    pair = [luma(image / np.float32(255) if image.dtype == np.uint8 else image) for image in (moving, fixed)]
+    pair = as_luma(moving), as_luma(fixed)
     found = by_contours(*pair)
     if not found.confident and _similar_shapes(moving.shape, fixed.shape):
         found = by_information(*pair)
@@ -59,7 +58,7 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     if found.confident and distance <= max(ALIGNED, found.residual_px):
         sentence = f"The images are already aligned, within {max(ALIGNED, found.residual_px):.1f} pixels."
         found = replace(resized, residual_px=found.residual_px, sentence=sentence)
-    return refined(found, moving, fixed) if dense and found.confident else found
+    return refined(found, *pair) if dense and found.confident else found
 
 
 def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Registration:

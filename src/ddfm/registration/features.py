@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ddfm.colour import luma
+
 BLUR = 0.8  # pixels, at every level
 GATHER = 1.5  # pixels, at every level: contours need not meet exactly to be felt
 FRAME_VERTICES = 8  # a rectangle, turned and cut by the image, has at most so many
@@ -12,6 +14,19 @@ FRAME_VERTICES = 8  # a rectangle, turned and cut by the image, has at most so m
 HARMONICS = np.sqrt(np.array([3 / 8, 1 / 2, 1 / 2, 1 / 8, 1 / 8], np.float32))
 
 Masked = tuple[np.ndarray, np.ndarray]  # an image (H, W) and where it has data, (H, W) in [0, 1]
+
+
+def as_luma(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3), uint8 or float in [0, 1], to its luma (H, W) in [0, 1]."""
+    return luma(image / np.float32(255) if image.dtype == np.uint8 else image)
+
+
+def correlation(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
+    """Of contours, (H, W, 5) each, under weights (H, W): cosine of the angle between them, -1 to 1."""
+    cross, own, others_own = (
+        float(np.einsum("hwc,hwc,hw->", a, b, weight)) for a, b in ((one, other), (one, one), (other, other))
+    )
+    return cross / max(float(np.sqrt(own * others_own)), 1e-9)
 
 
 def shrink(image: np.ndarray, factor: float) -> np.ndarray:

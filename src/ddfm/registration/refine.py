@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ddfm.registration.features import Masked, contours, shrink
+from ddfm.registration.features import Masked, contours, correlation, shrink
 from ddfm.registration.transform import resize
 
 TAU = 2.0  # squared difference of contours at which a pixel counts a quarter
@@ -54,10 +54,7 @@ class Pair:
         one, two = warped.copy(), target.copy()
         for planes in (one, two):
             planes[..., 0] -= (planes[..., 0] * weight).sum() / total
-        cross, own, other = (
-            float(np.einsum("hwc,hwc,hw->", a, b, weight)) for a, b in ((one, two), (one, one), (two, two))
-        )
-        return float(cross / max(np.sqrt(own * other), 1e-9) * float(np.sqrt(total / area)))
+        return correlation(one, two, weight) * float(np.sqrt(total / area))
 
 
 def _warp(planes: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -71,6 +68,12 @@ def gradient(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cv2.Sobel(planes, cv2.CV_32F, 1, 0, scale=1 / 8),
         cv2.Sobel(planes, cv2.CV_32F, 0, 1, scale=1 / 8),
     )
+
+
+def trust(difference: np.ndarray) -> np.ndarray:
+    """The robust weight, (H, W) in (0, 1], of a difference of contours (H, W, 5)."""
+    found: np.ndarray = (TAU / (TAU + (difference**2).sum(-1))) ** 2
+    return found
 
 
 def _motions(free: int) -> np.ndarray:
@@ -100,7 +103,7 @@ def _gauss_newton(moving: Level, fixed: Level, matrix: np.ndarray, free: int) ->
         gradients = [(a + b) / 2 for a, b in zip(of_target, gradient(warped), strict=True)]
         difference = target - warped
         weight = _warp(moving[1], matrix, known.shape) * known
-        weight *= (TAU / (TAU + (difference**2).sum(-1))) ** 2
+        weight *= trust(difference)
 
         def weighted(a: np.ndarray, b: np.ndarray, weight: np.ndarray = weight) -> np.ndarray:
             result: np.ndarray = (np.einsum("hwc,hwc->hw", a, b) * weight).ravel()
