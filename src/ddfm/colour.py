@@ -128,7 +128,7 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Colou
     if not coloured:
         return y_fused
     rgb = np.empty((*y_fused.shape, 3), np.float32)
-    rows = max(1, 2**20 // y_fused.shape[1])  # some at a time: colour takes a dozen copies of what it works on
+    rows = max(1, 2**15 // y_fused.shape[1])  # some at a time: the dozen copies that colour takes stay in the cache
     for some in (slice(top, top + rows) for top in range(0, len(rgb), rows)):
         each = [lent_chroma(y_fused[some], source[some]) for source in coloured]
         chroma = each[0] if len(each) == 1 else merge_chroma(each)

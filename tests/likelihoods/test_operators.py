@@ -10,6 +10,7 @@ from likelihoods.made import texture, uniform
 from ddfm.likelihoods.operators import (
     gradient,
     gradient_adjoint,
+    guided_filter,
     laplacian_spectrum,
     screened_poisson,
     smooth,
@@ -90,3 +91,31 @@ def test_a_blur_takes_pictures_and_channels_one_by_one():
         for channel in range(3):
             alone = smooth(x[picture : picture + 1, channel : channel + 1], 6.0)
             torch.testing.assert_close(smooth(x, 6.0)[picture, channel], alone[0, 0])
+
+
+def test_a_narrow_blur_is_scipys():
+    x = torch.rand(2, 1, 20, 33, generator=torch.Generator().manual_seed(0))
+    expected = scipy.ndimage.gaussian_filter(x.numpy(), (0, 0, 1.5, 1.5), mode="reflect", radius=5)
+    torch.testing.assert_close(smooth(x, 1.5), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (61, 130), (240, 100)])
+@pytest.mark.parametrize("sigma", [5.0, 10.0, 30.0])
+def test_a_wide_blur_on_a_coarser_grid_is_nearly_scipys(size, sigma):
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    image = (0.5 + 0.4 * torch.sin(0.05 * x + 0.08 * y))[None, None].float()
+    expected = scipy.ndimage.gaussian_filter(image.numpy(), (0, 0, sigma, sigma), mode="reflect", truncate=3.0)
+    torch.testing.assert_close(smooth(image, sigma), torch.from_numpy(expected), atol=0.04, rtol=0)
+    torch.testing.assert_close(smooth(torch.full_like(image, 0.3), sigma), torch.full_like(image, 0.3))
+
+
+def test_the_guided_filter_smooths_but_not_across_an_edge_of_the_guide():
+    guide = torch.zeros(1, 1, 120, 160)
+    guide[..., 80:] = 1.0
+    weight = torch.where(guide > 0, 0.8, 0.2) + 0.1 * torch.randn(
+        guide.shape, generator=torch.Generator().manual_seed(0)
+    )
+    filtered = guided_filter(weight, guide, 30.0)
+    assert (filtered[..., :80] - 0.2).abs().max() < 0.03 and (filtered[..., 80:] - 0.8).abs().max() < 0.03
+    blurred = smooth(weight, 30.0)
+    assert blurred[..., 79].mean() > 0.4  # which a plain blur does not keep

@@ -174,7 +174,7 @@ def test_a_weight_snaps_to_the_edges_of_its_guide():
 def test_a_weight_is_only_smoothed_where_its_guide_is_flat():
     weight = uniform(1, 1, 40, 40)
     torch.testing.assert_close(
-        guided_filter(weight, torch.full_like(weight, 0.5), 6.0), smooth(smooth(weight, 6.0), 6.0), atol=1e-6, rtol=0
+        guided_filter(weight, torch.full_like(weight, 0.5), 6.0), smooth(smooth(weight, 6.0), 6.0), atol=1e-3, rtol=0
     )
 
 

@@ -9,7 +9,8 @@ from ddfm.errors import InputError
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior.denoiser import Denoiser
 from ddfm.prior.load import image_channels, load_prior, size_multiple
-from ddfm.prior.unet import ResidualUNet, UnshuffleUNet2DModel
+from ddfm.prior.precision import cpu_has
+from ddfm.prior.unet import ResidualBlock, ResidualUNet, UnshuffleUNet2DModel, _fuses
 
 KINDS = ("sample", "epsilon", "v_prediction")
 
@@ -47,6 +48,21 @@ def test_a_time_step_for_each_image_or_one_for_all():
     each = unet(x, torch.tensor([5, 700])).sample
     torch.testing.assert_close(each[:1], unet(x[:1], 5).sample)
     torch.testing.assert_close(each[1:], unet(x[1:], torch.tensor(700), return_dict=False)[0])
+
+
+@pytest.mark.skipif(not cpu_has("avx512_bf16"), reason="this processor does not compute in bfloat16")
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+def test_convolutions_that_clamp_and_add_change_nothing_but_roundings(weights, monkeypatch):
+    block, x = ResidualBlock(16).to(weights), torch.randn(2, 16, 24, 40).bfloat16()
+    assert _fuses(x) is False  # gradients are wanted
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert _fuses(x) and not _fuses(x.float())
+        fused = block(x)
+        monkeypatch.setattr("ddfm.prior.unet._fuses", lambda x: False)
+        plain = block(x)
+    assert fused.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(fused, plain, atol=0.03, rtol=0.01)
+    assert (fused - x).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -16,6 +16,7 @@ SCALES = (2, 4, 8)  # pixels a side of a Haar coefficient
 FEWEST = 200  # coefficients of the middle scale that tell how noise goes with the light
 LEAST_OFFSET = 0.01  # what is darker still has the noise of this
 BLOCK = 32  # side in pixels
+LEAST_MARGIN = 0.02  # at the ends of the range, where noise is clipped
 AGAIN = 0.25  # share of the noise that is put back for a second pass
 FAINTEST = 1.5 / 255  # std of what a prior's schedule can still tell from none
 STEEPEST = 8.0  # most by which structure grows from scale to scale
@@ -37,12 +38,13 @@ def noise_std(s: Tensor) -> Tensor:
 
 def _noise_std(images: Tensor) -> Tensor:
     """The one of all images (S, H, W)."""
-    return _std_inside(images, _std_inside(images, 0.02))
+    std = _std_inside(images, LEAST_MARGIN)
+    margin = min(1.5 * float(std), 0.12)
+    return std if margin <= LEAST_MARGIN else _std_inside(images, margin)
 
 
-def _std_inside(images: Tensor, sigma: Tensor | float) -> Tensor:
-    """The same without what lies within some `sigma` of the ends of the range."""
-    margin = min(max(1.5 * float(sigma), 0.02), 0.12)
+def _std_inside(images: Tensor, margin: float) -> Tensor:
+    """The same without what lies within `margin` of the ends of the range."""
     details = []
     for scale, (detail, _) in zip(SCALES, _details(images, margin, 1 - margin), strict=True):
         size = min(BLOCK // scale, *detail.shape[-2:])

@@ -14,12 +14,12 @@ def best_dtype(device: str | torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
     elif device.type == "cpu":
-        fast = any(_cpu(f"_is_{name}_supported") for name in ("amx_tile", "avx512_bf16", "arm_bf16"))
+        fast = any(cpu_has(name) for name in ("amx_tile", "avx512_bf16", "arm_bf16"))
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
 
 
-def _cpu(question: str) -> bool:
-    """One of torch.cpu's questions; False where this version of PyTorch does not know it."""
-    return bool(getattr(torch.cpu, question, bool)())
+def cpu_has(feature: str) -> bool:
+    """What torch.cpu says of the processor; False where this version of PyTorch does not know the question."""
+    return bool(getattr(torch.cpu, f"_is_{feature}_supported", bool)())

@@ -14,6 +14,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
+from ddfm.prior.precision import cpu_has
+
 PredictionType = Literal["sample", "epsilon", "v_prediction"]
 
 
@@ -28,8 +30,34 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
+        if _fuses(x):
+            return _convolution(_convolution(x, self.conv1), self.conv2, add=x)
         out: Tensor = x + self.conv2(F.relu(self.conv1(x), inplace=True))
         return out
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether convolutions can clamp and add while they write: on a CPU in bfloat16, where that saves a third.
+
+    oneDNN does so, by operators that torch.compile emits. They know neither gradients nor autocast; float32, in which a
+    network is exported, gains nothing.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return False
+    return cpu_has("avx512_bf16") and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def _convolution(x: Tensor, conv: nn.Conv2d, add: Tensor | None = None) -> Tensor:
+    """relu(conv(x)), or add + conv(x), for a convolution of 3 x 3."""
+    weight, bias = conv.weight.to(x.dtype), None if conv.bias is None else conv.bias.to(x.dtype)
+    where = [1, 1], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
+    operator = torch.ops.mkldnn._convolution_pointwise
+    out: Tensor
+    if add is None:
+        out = operator(x, weight, bias, *where, "relu", [], "")
+    else:
+        out = operator.binary(x, add, weight, bias, *where, "add", None, None, [], None)
+    return out
 
 
 class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_name, in diffusers' own two bases
