@@ -86,6 +86,16 @@ def test_the_loss_goes_down(data, tmp_path):
     assert later < 0.93 * first
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor always has denormal numbers")
+def test_denormal_numbers_are_zero_while_it_trains_and_only_then(data, tmp_path):
+    def denormal() -> float:
+        return (torch.tensor([1e-38]) / 100).item()
+
+    seen = []
+    train(data, tmp_path / "run", TINY, report=lambda line: seen.append(denormal()))
+    assert seen == [0.0] and denormal() > 0
+
+
 class Interrupted(Exception):
     pass
 

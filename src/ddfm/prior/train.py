@@ -10,8 +10,8 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -104,6 +104,19 @@ def denoising_psnr(
 
 
 # ---------------------------------------------------------------------------------------------------- training
+
+
+@contextmanager
+def _no_denormals() -> Iterator[None]:
+    """A unit that is dead gets no gradient, its momentum falls below 1e-38 within 1,700 steps, and a CPU is slow there.
+
+    Measured: 190 steps a minute, 105 with 4 % of Muon's momentum denormal, and 190 again with them as zeros.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -250,6 +263,7 @@ class Run:
         return row
 
 
+@_no_denormals()
 def train(
     data: Path,
     run: Path,
