@@ -161,6 +161,8 @@ def read_any(
             return _ranged(medical.read(Path(path), file.read(), normalise, window), value_range, window)
         decoded = decode(file, name)
     values, full, findings = decoded.values, decoded.full, []
+    if decoded.translucent:
+        findings.append(f"{name} is transparent in places; black is taken to be behind it.")
     own_units = full is None and not (values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1)
     if not normalise and value_range is None and (own_units or (scale_counts and _are_counts(values, full))):
         if not scale_counts and np.isfinite([low := values.min(), high := values.max()]).all():
@@ -230,7 +232,7 @@ def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
     name, suffix = quoted(path), Path(path).suffix.lower()
     if not is_medical(path):
         if suffix not in DEPTHS:
-            raise InputError(f"Cannot write {name}: the name must end in {', '.join(DEPTHS)}.")
+            raise InputError(f"Cannot write {name}: the name must end in one of {', '.join(DEPTHS)}.")
         if bits not in DEPTHS[suffix]:
             allowed = " or ".join(map(str, DEPTHS[suffix]))
             raise InputError(
