@@ -62,7 +62,7 @@ class FusionSettings:
         """Raise InputError, one sentence, for a value that no run could use."""
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if name == "likelihood" and value is not None and not isinstance(value, str):
+            if name == "likelihood" and value is not None and not isinstance(value, (str, type)):
                 continue  # an object
             if value not in allowed and not (value is None and name == "sampler"):
                 raise InputError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")
@@ -115,7 +115,10 @@ def changed(settings: FusionSettings | None, changes: Mapping[str, Any]) -> Fusi
         InputError: a name that is not a field, or a value that no run could use.
     """
     if settings is not None and not isinstance(settings, FusionSettings):
-        raise InputError(f"settings is a FusionSettings, not {settings!r}; give a likelihood as likelihood=...")
+        raise InputError(
+            f"settings is a FusionSettings, not {type(settings).__name__}; give the sources in one list and a "
+            "likelihood as likelihood=..."
+        )
     known = {field.name for field in dataclasses.fields(FusionSettings)}
     if unknown := sorted(set(changes) - known):
         raise InputError(f"{unknown[0]} is not a setting of a fusion; the settings are {', '.join(sorted(known))}.")

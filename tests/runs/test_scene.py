@@ -14,6 +14,8 @@ from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.images import Image
 from ddfm.pipeline import DDFMPipeline
+from ddfm.registration import identity
+from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Scene
 
 nibabel = pytest.importorskip("nibabel")
@@ -314,6 +316,44 @@ def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
     coloured.check_target(tmp_path / "f.nii", colour="grey")
     coloured.check_target(tmp_path / "f.nii", colour="first")
     volume.check_target(tmp_path / "f.nii")
+
+
+def test_a_result_is_never_written_onto_a_source(volumes):
+    scene, before = Scene.read(volumes), volumes[0].read_bytes()
+    with pytest.raises(InputError, match="one of the sources"):
+        scene.write(volumes[0], np.zeros((4, 18, 22)))
+    assert volumes[0].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"fram": 1}, "fram is not a field of Reading; its fields are align, "),
+        ({"frame": "third"}, "frame is auto, first, second or"),
+        ({"frame": 0.5}, "frame is the number"),
+        ({"align": "maybe"}, "align is auto, dense, force or skip"),
+        ({"value_range": 5}, "value_range is two numbers"),
+        ({"value_range": (1, 2, 3)}, "value_range is two numbers"),
+        ({"normalise": "maybe"}, "normalise is true or false"),
+        ({"rig": "absent.json"}, "absent.json does not exist"),
+    ],
+)
+def test_a_reading_that_cannot_be_is_refused_in_a_sentence(tmp_path, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Scene.read([tmp_path / "a.png", tmp_path / "b.png"], **changes)
+
+
+def test_a_reading_understands_the_words_of_the_command_line(tmp_path):
+    reading = Reading(frame="second", value_range="20 40", normalise="on", align=True, window="brain")
+    assert reading == Reading(frame=1, value_range=(20.0, 40.0), normalise=True, align="auto", window="brain")
+    identity((16, 20)).save(tmp_path / "rig.json")
+    assert Reading(rig=tmp_path / "rig.json").rig.fixed_shape == (16, 20)
+
+
+def test_one_path_is_one_source(tmp_path):
+    images.write(tmp_path / "a.png", np.zeros((20, 20)))
+    with pytest.raises(InputError, match="two or more sources, not 1"):
+        Scene.read(str(tmp_path / "a.png"))
 
 
 def test_a_volume_is_no_picture_in_python(volumes):

@@ -86,8 +86,9 @@ def evaluate(
     """
     from ddfm.evaluation.evaluate import evaluate_folders
 
-    named = [text.partition("=") if "=" in text else (Path(text).name, "=", text) for text in fused]
-    methods = {name: Path(folder) for name, _, folder in named}
+    # "lr=0.1" may be a folder's name
+    named = [(Path(x).name, x) if "=" not in x or Path(x).is_dir() else x.split("=", 1) for x in fused]
+    methods = {name: Path(folder) for name, folder in named}
     if len(methods) < len(named):
         raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
     measuring.claimed([*sources, *methods.values()])
