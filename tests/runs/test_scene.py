@@ -1,6 +1,5 @@
 """A scene's files: images and volumes read together, fused, and written with the right depth, geometry and unit."""
 
-import io
 import tracemalloc
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import made_picture
+from runs.folders import save_dicom
 
 from ddfm.errors import InputError
 from ddfm.io import images
@@ -36,27 +36,6 @@ def save_nifti(path, values, affine=AFFINE):
     image.header.set_xyzt_units("mm", "sec")
     image.header["descrip"] = b"made"
     nibabel.save(image, path)
-    return path
-
-
-def save_dicom(path, stored):
-    """Stored values (S, H, W) of which 2 v - 1024 is meant."""
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"  # multi-frame grayscale word secondary capture
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
-    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = stored.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
-    dataset.RescaleSlope, dataset.RescaleIntercept = "2", "-1024"
-    dataset.PixelSpacing = ["0.5", "0.6"]
-    dataset.PixelData = stored.astype("<i2").tobytes()
-    dataset["PixelData"].VR = "OW"
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    path.write_bytes(buffer.getvalue())
     return path
 
 
