@@ -58,6 +58,8 @@ class Measuring:
             say(comparison)
         for path in evaluation.unmatched:
             note(f"unmatched: {path}")
+        for finding in evaluation.findings:
+            note(finding)
         if self.csv:
             evaluation.to_csv(self.csv, self.per_image)
         if self.json:
