@@ -84,7 +84,8 @@ class FusionSettings:
         ):
             raise InputError(f"strength is above 0 and at most 1, not {self.strength!r}.")
         if self.roles is not None:
-            object.__setattr__(self, "roles", tuple(self.roles))
+            roles = self.roles.replace(",", " ").split() if isinstance(self.roles, str) else self.roles
+            object.__setattr__(self, "roles", tuple(roles))
             if unknown := [role for role in self.roles if role not in ("thermal", "visible")]:
                 raise InputError(f"roles are thermal or visible, not {unknown[0]!r}.")
 
@@ -136,8 +137,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def _parsed(name: str, text: str) -> Any:
-    if name == "roles":
-        return tuple(text.replace(",", " ").split())
     kinds = typing.get_args(_TYPES[name]) or (_TYPES[name],)
     if text.lower() == "none" and type(None) in kinds:
         return None
@@ -147,5 +146,6 @@ def _parsed(name: str, text: str) -> Any:
                 return kind(text)
             except ValueError:
                 if name != "tile":
-                    raise InputError(f"{name} is a number, not {text!r}.") from None
+                    whole = "whole " if kind is int else ""
+                    raise InputError(f"{name} is a {whole}number, not {text!r}.") from None
     return text

@@ -58,6 +58,11 @@ def test_a_depth_that_a_volume_cannot_have_is_refused(fuse, volumes):
     assert fuse("--depth", 16, "--steps", 1, **options)[0] == 0
 
 
+def test_volumes_get_no_palette(fuse, volumes):
+    said = complaint(fuse("--palette", "hot", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
+    assert "A palette is for images" in said
+
+
 def test_volumes_are_not_aligned(fuse, volumes):
     assert "is a volume" in complaint(fuse("--align", "auto", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
 

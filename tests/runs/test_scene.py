@@ -297,6 +297,16 @@ def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
     volume.check_target(tmp_path / "f.nii")
 
 
+def test_a_slice_that_was_moved_does_not_lend_its_geometry(tmp_path):
+    """Resized it would keep its spacing: a patient of three times the size."""
+    save_dicom(tmp_path / "slice.dcm", slices(1))
+    images.write(tmp_path / "photo.png", made_picture(54, 66) / 255)
+    paths = [tmp_path / "slice.dcm", tmp_path / "photo.png"]
+    with pytest.raises(InputError, match="geometry has to come from a DICOM source"):
+        Scene.read(paths, align="skip").check_target(tmp_path / "f.dcm")
+    Scene.read(paths, align="skip", frame=0).check_target(tmp_path / "f.dcm")
+
+
 def test_a_result_is_never_written_onto_a_source(volumes):
     scene, before = Scene.read(volumes), volumes[0].read_bytes()
     with pytest.raises(InputError, match="one of the sources"):

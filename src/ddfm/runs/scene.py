@@ -73,7 +73,7 @@ class Scene:
             InputError: fewer than two files, one that cannot be read, sizes below 16x16, a volume beside an image,
                 volumes of different patients or that do not overlap, what cannot be aligned with confidence.
         """
-        paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         reading, others = with_changes(reading, changes)
         if others:
             raise InputError(f"{min(others)} is not a field of Reading; its fields are {', '.join(sorted(FIELDS))}.")
@@ -146,7 +146,9 @@ class Scene:
 
         The thermal source is the first grey one. Raises InputError for volumes and where all are in colour.
         """
-        if self.is_volume or all(source.pixels.ndim == 3 for source in self.sources):
+        if self.is_volume:
+            raise InputError(f"A palette is for images: {self.sources[0].name} is a volume.")
+        if all(source.pixels.ndim == 3 for source in self.sources):
             raise InputError("A palette needs a grey image among the sources; there is none.")
         k = next(k for k, source in enumerate(self.sources) if source.pixels.ndim == 2)
         place = self.registrations[k] if self.registrations else None
@@ -266,7 +268,12 @@ class Scene:
 def _framed(framed: Framed, frame: int, findings: list[str]) -> Scene:
     """The scene of sources that were brought into one frame, `findings` being about reading them."""
     said = [*findings, *framed.findings, *fusing.noise_found(framed)]
-    return Scene(framed.sources, said, frame, framed.places, framed)
+    sources = list(framed.sources)
+    for k, (source, place) in enumerate(zip(sources, framed.places, strict=True)):
+        moved = place is not None or (source.grid is not None and source.grid.shape[1:] != source.plane)
+        if moved:  # a DICOM or NIfTI slice no longer lies where its file says
+            sources[k] = replace(source, header=None, grid=None)
+    return Scene(sources, said, frame, framed.places, framed)
 
 
 def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]]:
