@@ -71,6 +71,20 @@ def test_a_scheduler_that_cannot_step_from_x0_is_refused(pipe, pair, scheduler):
         samples(pipe, pair)
 
 
+@pytest.mark.parametrize("arguments", [{"settings": np.zeros((16, 16))}, {"likelihood": Paper}])
+def test_what_is_in_the_wrong_place_is_refused_in_a_line(pipe, pair, arguments):
+    with pytest.raises(InputError, match=r"in one list|likelihood is one of") as error:
+        pipe(pair, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_in_words():
+    assert FusionSettings(roles="thermal, visible").roles == ("thermal", "visible")
+    assert FusionSettings.from_strings({"roles": "thermal visible"}).roles == ("thermal", "visible")
+    with pytest.raises(InputError, match=r"num_inference_steps is a whole number, not '2\.5'"):
+        FusionSettings.from_strings({"num_inference_steps": "2.5"})
+
+
 def test_return_dict(pipe, pair):
     settings = FusionSettings(num_inference_steps=2)
     output = pipe(pair, settings)

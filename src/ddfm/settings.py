@@ -62,7 +62,7 @@ class FusionSettings:
         """Raise InputError, one sentence, for a value that no run could use."""
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
-            if name == "likelihood" and value is not None and not isinstance(value, str):
+            if name == "likelihood" and value is not None and not isinstance(value, (str, type)):
                 continue  # an object
             if value not in allowed and not (value is None and name == "sampler"):
                 raise InputError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")
@@ -84,7 +84,8 @@ class FusionSettings:
         ):
             raise InputError(f"strength is above 0 and at most 1, not {self.strength!r}.")
         if self.roles is not None:
-            object.__setattr__(self, "roles", tuple(self.roles))
+            roles = self.roles.replace(",", " ").split() if isinstance(self.roles, str) else self.roles
+            object.__setattr__(self, "roles", tuple(roles))
             if unknown := [role for role in self.roles if role not in ("thermal", "visible")]:
                 raise InputError(f"roles are thermal or visible, not {unknown[0]!r}.")
 
@@ -115,7 +116,10 @@ def changed(settings: FusionSettings | None, changes: Mapping[str, Any]) -> Fusi
         InputError: a name that is not a field, or a value that no run could use.
     """
     if settings is not None and not isinstance(settings, FusionSettings):
-        raise InputError(f"settings is a FusionSettings, not {settings!r}; give a likelihood as likelihood=...")
+        raise InputError(
+            f"settings is a FusionSettings, not {type(settings).__name__}; give the sources in one list and a "
+            "likelihood as likelihood=..."
+        )
     known = {field.name for field in dataclasses.fields(FusionSettings)}
     if unknown := sorted(set(changes) - known):
         raise InputError(f"{unknown[0]} is not a setting of a fusion; the settings are {', '.join(sorted(known))}.")
@@ -133,8 +137,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def _parsed(name: str, text: str) -> Any:
-    if name == "roles":
-        return tuple(text.replace(",", " ").split())
     kinds = typing.get_args(_TYPES[name]) or (_TYPES[name],)
     if text.lower() == "none" and type(None) in kinds:
         return None
@@ -144,5 +146,6 @@ def _parsed(name: str, text: str) -> Any:
                 return kind(text)
             except ValueError:
                 if name != "tile":
-                    raise InputError(f"{name} is a number, not {text!r}.") from None
+                    whole = "whole " if kind is int else ""
+                    raise InputError(f"{name} is a {whole}number, not {text!r}.") from None
     return text

@@ -250,6 +250,36 @@ def test_quiet_says_nothing(fuse):
     assert "fused.png: 46x33" in out and "FusionSettings" in err
 
 
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_errors_are_said_all_the_same(fuse, option):
+    assert "absent.png does not exist" in complaint(fuse(option, sources=("ir.png", "absent.png")))
+
+
+def test_a_blend_of_no_palette_is_refused(fuse):
+    assert "give --palette" in complaint(fuse("--blend", "0.3"))
+
+
+def test_a_file_given_twice_is_said(fuse):
+    _, _, err = fuse(sources=("ir.png", "vis.png", "ir.png"))
+    assert err.count("ir.png is given twice") == 1
+
+
+def test_how_to_give_a_file_whose_name_begins_with_a_dash(ddfm_, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "ir.png").rename("-ir.png")
+    assert "./-ir.png" in complaint(ddfm_("fuse", "-ir.png", "vis.png", "-o", "f.png"))
+    assert "./" not in complaint(ddfm_("fuse", "--absent", "vis.png", "-o", "f.png"))
+
+
+def test_an_anonymised_image_has_no_exif(fuse, folder):
+    exif = PIL.Image.Exif()
+    exif[315] = "Jane Doe"
+    PIL.Image.open(folder / "vis.png").save(folder / "vis.jpg", exif=exif)
+    for options, name in (((), "Jane Doe"), (("--anonymise", "--overwrite"), None)):
+        assert fuse(*options, sources=("ir.png", "vis.jpg"))[0] == 0
+        assert PIL.Image.open(folder / "fused.png").getexif().get(315) == name
+
+
 def test_normalise_lifts_dark_images_and_raw_counts_are_lifted_by_themselves(fuse, folder):
     shape = made_picture(*SIZE, seed=1).astype(np.uint16)
     contrast = {}

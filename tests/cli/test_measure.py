@@ -49,6 +49,9 @@ def test_evaluate_with_baselines_and_names(evaluate, sets):
     code, out, _ = evaluate("--baselines", "--metrics", "EN", fused=(f"mine={sets / 'ours'}",))
     assert code == 0
     assert all(name in out for name in ("mine", "average", "maximum", "laplacian_pyramid"))
+    (sets / "ours").rename(sets / "lr=0.1")
+    code, out, _ = evaluate("--metrics", "EN", fused=(str(sets / "lr=0.1"),))
+    assert code == 0 and "lr=0.1" in out
 
 
 @pytest.mark.parametrize(

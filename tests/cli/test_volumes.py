@@ -52,6 +52,17 @@ def test_volumes_that_do_not_fit_are_refused_before_the_work(fuse, volumes, monk
     assert listing(volumes) == before
 
 
+def test_a_depth_that_a_volume_cannot_have_is_refused(fuse, volumes):
+    options = {"sources": ("mri.nii.gz", "pet.nii"), "output": "f.nii"}
+    assert "results have 16" in complaint(fuse("--depth", 8, **options))
+    assert fuse("--depth", 16, "--steps", 1, **options)[0] == 0
+
+
+def test_volumes_get_no_palette(fuse, volumes):
+    said = complaint(fuse("--palette", "hot", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
+    assert "A palette is for images" in said
+
+
 def test_volumes_are_not_aligned(fuse, volumes):
     assert "is a volume" in complaint(fuse("--align", "auto", sources=("mri.nii.gz", "pet.nii"), output="f.nii"))
 

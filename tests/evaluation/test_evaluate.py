@@ -292,3 +292,18 @@ def test_sizes_twins_and_broken_files(folders):
     images.write(folders / "mean" / "a.png", smooth(0))
     with pytest.raises(InputError, match=r"has both a\.bmp and a\.png"):
         run(folders)
+
+
+def test_raw_counts_are_measured_as_they_are_fused_and_said(folders):
+    """Taken as they are they would be one tone, of which VIF is 10 and more."""
+    counts = folders / "counts"
+    counts.mkdir()
+    for path in (folders / "vis").iterdir():
+        stretched = images.read(folders / "ir" / f"{path.stem}.png").pixels
+        images.write(counts / f"{path.stem}.png", (7000 + stretched * 800) / 65535, 16)
+    sources, methods = [counts, folders / "vis"], {"first": lambda pair: pair[0]}
+    measured = bench(sources, methods, names=["SD"])
+    assert measured.mean()[0, 0] > 30
+    assert len(measured.findings) == 3 and "a.png holds counts from 7000 to 7800" in "".join(measured.findings)
+    evaluated = evaluate_folders({"first": folders / "ir"}, sources, names=["VIF"])
+    assert evaluated.mean()[0, 0] < 2 and evaluated.as_dict()["findings"] == measured.findings

@@ -72,6 +72,7 @@ def test_alpha(tmp_path):
     over_black = values[..., :3] / 255 * (values[..., 3:] / 255)
     PIL.Image.fromarray(values, "RGBA").save(tmp_path / "b.png")
     np.testing.assert_allclose(images.read(tmp_path / "b.png").pixels, over_black, atol=0.51 / 255)
+    assert [len(images.read(tmp_path / name).findings) for name in ("a.png", "b.png")] == [0, 1]  # said
     sixteen = values.astype(np.uint16) * 257
     for extra, expected in (("unassalpha", over_black), ("assocalpha", values[..., :3] / 255)):
         tifffile.imwrite(tmp_path / "c.tif", sixteen, photometric="rgb", extrasamples=[extra])

@@ -207,3 +207,11 @@ def test_bad_array(x, word):
     with pytest.raises(InputError, match=word) as error:
         images.as_pixels(x)
     sentence(error)
+
+
+def test_what_is_assumed_about_a_path_is_a_warning(tmp_path):
+    """Of a sensor's counts: as one tone, which they are by their full scale, they would vanish from a fusion."""
+    counts = 7000 + np.arange(20 * 24, dtype=np.uint16).reshape(20, 24)
+    PIL.Image.fromarray(counts).save(tmp_path / "counts.png")
+    with pytest.warns(UserWarning, match=r"counts\.png holds counts from 7000 to 7479"):
+        assert np.ptp(images.as_pixels(tmp_path / "counts.png")) == 1

@@ -237,3 +237,22 @@ def test_a_derived_dicom_is_an_object_of_its_own(tmp_path):
     assert after.SOPInstanceUID != before.SOPInstanceUID and after.ImageType[0] == "DERIVED"
     assert "Fused" in after.DerivationDescription
     assert after.SourceImageSequence[0].ReferencedSOPInstanceUID == before.SOPInstanceUID
+
+
+def test_a_negative_spacing_is_refused(tmp_path):
+    """It would mirror the image, and lie about where it is."""
+    dataset = pydicom.dcmread(io.BytesIO(dicom()[1]))
+    dataset.PixelSpacing = ["-0.5", "0.6"]
+    dataset.save_as(tmp_path / "a.dcm")
+    with pytest.raises(InputError, match=r"a\.dcm has a negative pixel spacing"):
+        images.read_any(tmp_path / "a.dcm")
+
+
+def test_a_result_does_not_go_into_the_folder_of_its_series(tmp_path):
+    """The folder would hold two series then, and could not be read again."""
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "ct" / "1.dcm").write_bytes(dicom(frames=5)[1])
+    ct = images.read_any(tmp_path / "ct")
+    with pytest.raises(InputError, match="its folder is a series"):
+        medical.check_target(tmp_path / "ct" / "fused.dcm", ct, [ct])
+    medical.check_target(tmp_path / "fused.dcm", ct, [ct])

@@ -1,6 +1,7 @@
 """Which files belong together, and what is not guessed."""
 
 import os
+import unicodedata
 
 import pytest
 
@@ -55,6 +56,13 @@ def test_how_cameras_and_scanners_call_them(made, names, expected):
     root = made(*names)
     found = groups(find_groups([root]), root)
     assert found == (expected or {f"{d}/a": [f"{d}/a_ir.png", f"{d}/a_vis.png"] for d in ("d1", "d2")})
+
+
+@pytest.mark.parametrize("patterns", [(), ("{id}.png", "{id}.png")])
+def test_accents_apart_from_their_letters_are_the_same_name(made, tmp_path, patterns):
+    """As macOS has written them, beside another system."""
+    folders = [made(f"{unicodedata.normalize(form, 'ü')}.png", root=form) for form in ("NFC", "NFD")]
+    assert list(find_groups(folders, patterns).groups) == [unicodedata.normalize("NFC", "ü")]
 
 
 def test_what_is_left_out_is_said(made):

@@ -29,6 +29,13 @@ def test_what_is_written_is_read_and_no_formula(tmp_path):
     assert row == [f"'{cell}" if cell[:1] in tuple("=+@-\t") and k < 5 else cell for k, cell in enumerate(cells)]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", ", "])
+def test_separators_of_spreadsheets(tmp_path, separator):
+    rows = [["infrared", "visible"], ["a,b.png" if separator == ";" else "a.png", "day 1/ü.png"]]
+    (tmp_path / "t.csv").write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8-sig")
+    assert read_table(tmp_path / "t.csv", needed=2) == (rows[0], [rows[1]])
+
+
 def test_names_that_are_not_text_are_escaped(tmp_path):
     write_table(tmp_path / "t.csv", [[os.fsdecode(b"\xff.png")]])
     assert (tmp_path / "t.csv").read_text() == "\\udcff.png\n"

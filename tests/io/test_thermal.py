@@ -119,6 +119,12 @@ def test_the_cameras_scale_as_far_as_the_scene_reaches(tmp_path, camera, own, ex
     assert thermal.read_temperatures(tmp_path / "a.jpg", (0, 100)).pixels.max() == pytest.approx(0.8)
 
 
+def test_what_is_for_volumes_is_refused(tmp_path, camera):
+    for changes in ({"rigid": True}, {"window": "brain"}):
+        with pytest.raises(InputError, match="are for DICOM and NIfTI"):
+            Scene.read([jpeg(tmp_path / "a.jpg")], **changes)
+
+
 def test_the_frame_may_be_that_of_the_temperatures_and_their_range_given(tmp_path, camera):
     scene = Scene.read([jpeg(tmp_path / "a.jpg")], frame=0, value_range=(0, 100))
     assert scene.sources[0].pixels.shape == (30, 40) and scene.sources[1].pixels.shape == (30, 40, 3)

@@ -1,5 +1,6 @@
 """Folders of made pairs, and what a batch left in one."""
 
+import io
 import json
 
 import numpy as np
@@ -34,3 +35,26 @@ def lines(folder):
 def table(tmp_path, text):
     (tmp_path / "scenes.csv").write_text(text, encoding="utf-8")
     return tmp_path / "scenes.csv"
+
+
+def save_dicom(path, stored):
+    """Stored values (S, H, W) of which 2 v - 1024 is meant."""
+    import pydicom
+
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"  # multi-frame grayscale word secondary capture
+    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = stored.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.RescaleSlope, dataset.RescaleIntercept = "2", "-1024"
+    dataset.PixelSpacing = ["0.5", "0.6"]
+    dataset.PixelData = stored.astype("<i2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    path.write_bytes(buffer.getvalue())
+    return path

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import made_picture
-from runs.folders import QUICK, files, make_pair, table
+from runs.folders import QUICK, files, make_pair, save_dicom, table
 
 from ddfm.errors import InputError
 from ddfm.io import images
@@ -51,6 +51,19 @@ def test_volumes_are_scenes_beside_pictures(scenes, prior, tmp_path, calls):
     assert [path.name for path in again.fused] == ["knee.nii"] and len(again.skipped) == 6
     assert len(calls) == 3 and (out / "knee.nii").read_bytes() == before
     assert len(batch(scenes, out, resume=True, **common).skipped) == 7
+
+
+def test_a_table_names_folders_of_dicom_series(prior, tmp_path):
+    pytest.importorskip("pydicom")
+    for name, seed in (("ct", 1), ("mri", 9)):
+        (tmp_path / "p1" / name).mkdir(parents=True)
+        save_dicom(tmp_path / "p1" / name / "IM1", np.stack([made_picture(17, 20, seed=seed + k) for k in range(3)]))
+    rows, out = table(tmp_path, "ct,mri,output\np1/ct,p1/mri,p1\n"), tmp_path / "out"
+    result = batch(rows, out, prior=prior, **QUICK)
+    assert result.failed == {} and result.fused == [out / "p1.dcm"]
+    assert batch(rows, out, prior=prior, resume=True, **QUICK).skipped == result.fused
+    save_dicom(tmp_path / "p1" / "mri" / "IM1", np.stack([made_picture(17, 20, seed=k) for k in range(3)]))
+    assert batch(rows, out, prior=prior, resume=True, **QUICK).fused == result.fused  # a source was changed
 
 
 def test_volumes_that_do_not_fit_are_listed_and_the_rest_goes_on(prior, tmp_path):

@@ -36,6 +36,10 @@ def test_noise_of_a_source_that_is_enlarged_is_removed_on_its_own_grid(pipe, tmp
     assert "small.png" in said and "80x64 pixels" in said
     assert not [finding for finding in clean.findings if "standard deviation" in finding]
     reference, fused = clean.fuse(pipe), scene.fuse(pipe)
+    counts = []
+    for each in (clean, scene):
+        each.fuse(pipe, progress=lambda done, total: counts.append((done, total)))
+    assert counts == [(1, 2), (2, 2), (1, 2), (2, 3), (3, 3)]
     late = Scene(scene.sources, [], scene.frame, scene.registrations).fuse(pipe)
     assert np.square(fused - reference).mean() < 0.5 * np.square(late - reference).mean()
     np.testing.assert_array_equal(

@@ -1,6 +1,5 @@
 """A scene's files: images and volumes read together, fused, and written with the right depth, geometry and unit."""
 
-import io
 import tracemalloc
 from dataclasses import replace
 
@@ -9,11 +8,14 @@ import PIL.Image
 import pytest
 import torch
 from conftest import made_picture
+from runs.folders import save_dicom
 
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.images import Image
 from ddfm.pipeline import DDFMPipeline
+from ddfm.registration import identity
+from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Scene
 
 nibabel = pytest.importorskip("nibabel")
@@ -34,27 +36,6 @@ def save_nifti(path, values, affine=AFFINE):
     image.header.set_xyzt_units("mm", "sec")
     image.header["descrip"] = b"made"
     nibabel.save(image, path)
-    return path
-
-
-def save_dicom(path, stored):
-    """Stored values (S, H, W) of which 2 v - 1024 is meant."""
-    meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7.3"  # multi-frame grayscale word secondary capture
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset = pydicom.dataset.FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
-    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, "1.2.3"
-    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = stored.shape
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
-    dataset.RescaleSlope, dataset.RescaleIntercept = "2", "-1024"
-    dataset.PixelSpacing = ["0.5", "0.6"]
-    dataset.PixelData = stored.astype("<i2").tobytes()
-    dataset["PixelData"].VR = "OW"
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    path.write_bytes(buffer.getvalue())
     return path
 
 
@@ -314,6 +295,54 @@ def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
     coloured.check_target(tmp_path / "f.nii", colour="grey")
     coloured.check_target(tmp_path / "f.nii", colour="first")
     volume.check_target(tmp_path / "f.nii")
+
+
+def test_a_slice_that_was_moved_does_not_lend_its_geometry(tmp_path):
+    """Resized it would keep its spacing: a patient of three times the size."""
+    save_dicom(tmp_path / "slice.dcm", slices(1))
+    images.write(tmp_path / "photo.png", made_picture(54, 66) / 255)
+    paths = [tmp_path / "slice.dcm", tmp_path / "photo.png"]
+    with pytest.raises(InputError, match="geometry has to come from a DICOM source"):
+        Scene.read(paths, align="skip").check_target(tmp_path / "f.dcm")
+    Scene.read(paths, align="skip", frame=0).check_target(tmp_path / "f.dcm")
+
+
+def test_a_result_is_never_written_onto_a_source(volumes):
+    scene, before = Scene.read(volumes), volumes[0].read_bytes()
+    with pytest.raises(InputError, match="one of the sources"):
+        scene.write(volumes[0], np.zeros((4, 18, 22)))
+    assert volumes[0].read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"fram": 1}, "fram is not a field of Reading; its fields are align, "),
+        ({"frame": "third"}, "frame is auto, first, second or"),
+        ({"frame": 0.5}, "frame is the number"),
+        ({"align": "maybe"}, "align is auto, dense, force or skip"),
+        ({"value_range": 5}, "value_range is two numbers"),
+        ({"value_range": (1, 2, 3)}, "value_range is two numbers"),
+        ({"normalise": "maybe"}, "normalise is true or false"),
+        ({"rig": "absent.json"}, "absent.json does not exist"),
+    ],
+)
+def test_a_reading_that_cannot_be_is_refused_in_a_sentence(tmp_path, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Scene.read([tmp_path / "a.png", tmp_path / "b.png"], **changes)
+
+
+def test_a_reading_understands_the_words_of_the_command_line(tmp_path):
+    reading = Reading(frame="second", value_range="20 40", normalise="on", align=True, window="brain")
+    assert reading == Reading(frame=1, value_range=(20.0, 40.0), normalise=True, align="auto", window="brain")
+    identity((16, 20)).save(tmp_path / "rig.json")
+    assert Reading(rig=tmp_path / "rig.json").rig.fixed_shape == (16, 20)
+
+
+def test_one_path_is_one_source(tmp_path):
+    images.write(tmp_path / "a.png", np.zeros((20, 20)))
+    with pytest.raises(InputError, match="two or more sources, not 1"):
+        Scene.read(str(tmp_path / "a.png"))
 
 
 def test_a_volume_is_no_picture_in_python(volumes):

@@ -79,7 +79,7 @@ def test_a_photo_inside_a_small_file_counts(client):
         ([FORM[0], ("sources", ("cut.png", png()[:300]))], {}, 422, "cut.png is truncated"),
         ([FORM[0], ("sources", ("none.png", b""))], {}, 422, "none.png is empty"),
         (sources(png(), png(40, 40)), {}, 422, "aligned with confidence"),
-        (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is not a setting"),
+        (FORM, {"prior": "/etc/passwd"}, 422, "'prior' is not a field of this form; its fields are sources, align"),
         (FORM, {"seed": "-1"}, 422, "seed"),
         (FORM, {"num_samples": "33"}, 422, "at most 32"),
         (FORM, {"align": "perhaps"}, 422, "align is auto, dense, force or skip"),

@@ -1,6 +1,7 @@
 """The command line. Thin: every option is a parameter of a function elsewhere."""
 
 import sys
+from os.path import exists
 from typing import Annotated
 
 import typer
@@ -29,7 +30,8 @@ def main() -> None:
         code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            _fail(f"{plain(error.format_message())} (see ddfm --help)")
+            names = [f"; the file {text} is given as ./{text}" for text in sys.argv if text[:1] == "-" and exists(text)]
+            _fail(f"{plain(error.format_message())} (see ddfm --help{plain(''.join(names[:1]))})")
         if sentence := out_of_memory(error):
             _fail(sentence)
         raise
@@ -39,6 +41,7 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
+    err.quiet = False  # --quiet and --json leave out all but errors
     err.print(f"[bold red]error:[/] {sentence}", soft_wrap=True, highlight=False)
     sys.exit(2)
 

@@ -41,7 +41,7 @@ def fuse(
     device: Device = None,
     depth: Depth = "same",
     palette: Palette = None,
-    blend: Blend = 0.5,
+    blend: Blend = None,
     anonymise: Anonymise = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -59,6 +59,9 @@ def fuse(
     from ddfm.io.outputs import Outputs
     from ddfm.runs.scene import Scene
 
+    if blend is not None and not palette:
+        raise InputError("--blend is of a palette: give --palette too.")
+    blend = 0.5 if blend is None else blend
     start, bits = time.perf_counter(), depth_from(depth)
     err.quiet = quiet or json
     rig = [reading.rig.path] if reading.rig and reading.rig.path else []

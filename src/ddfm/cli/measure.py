@@ -58,6 +58,8 @@ class Measuring:
             say(comparison)
         for path in evaluation.unmatched:
             note(f"unmatched: {path}")
+        for finding in evaluation.findings:
+            note(finding)
         if self.csv:
             evaluation.to_csv(self.csv, self.per_image)
         if self.json:
@@ -86,8 +88,9 @@ def evaluate(
     """
     from ddfm.evaluation.evaluate import evaluate_folders
 
-    named = [text.partition("=") if "=" in text else (Path(text).name, "=", text) for text in fused]
-    methods = {name: Path(folder) for name, _, folder in named}
+    # "lr=0.1" may be a folder's name
+    named = [(Path(x).name, x) if "=" not in x or Path(x).is_dir() else x.split("=", 1) for x in fused]
+    methods = {name: Path(folder) for name, folder in named}
     if len(methods) < len(named):
         raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
     measuring.claimed([*sources, *methods.values()])

@@ -46,9 +46,10 @@ Palette = Annotated[
     str | None,
     option("Show the thermal as colour over the result: ironbow, inferno, plasma, hot or turbo.", OUTPUT),
 ]
-Blend = Annotated[float, option("How much of the palette, 0 to 1.", OUTPUT)]
+Blend = Annotated[float | None, option("How much of the palette, 0 to 1. (Default: 0.5.)", OUTPUT)]
 Anonymise = Annotated[
-    bool, option("Remove what identifies the patient from DICOM and NIfTI results.", OUTPUT, "--anonymise")
+    bool,
+    option("Remove what identifies the patient from the result's header; of images EXIF.", OUTPUT, "--anonymise"),
 ]
 
 # The options of FusionSettings: field -> (names, help, panel)
@@ -177,11 +178,7 @@ def _reading_from(values: dict[str, Any]) -> Reading:
     texts = {name: str(value) for name, value in values.items() if value is not None}
     with naming({"value_range": "--range"}):
         reading = Reading.from_strings(texts | ({"align": "skip"} if assume else {}))
-    if rig is None:
-        return reading
-    from ddfm.registration import Registration
-
-    return dataclasses.replace(reading, rig=Registration.load(rig))
+    return dataclasses.replace(reading, rig=rig)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from ddfm.evaluation.table import Evaluation, Example
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.io.pairing import pair_by_stem
+from ddfm.runs.reading import Reading, read_source
 
 # Zhao et al., "DDFM", ICCV 2023 (arXiv 2303.06840), tables of the main comparison; the "ddfm" convention.
 PUBLISHED: dict[str, dict[str, float]] = {
@@ -58,7 +59,7 @@ def evaluate_folders(
     methods = [*fused, *(BASELINES if baselines else ())]
     evaluation, pairs = _prepare(methods, sources, list(fused.values()), convention, names, published, baselines)
     for row, (stem, paths) in enumerate(pairs.items()):
-        pixels = _read_same_size(paths)
+        pixels = _read_same_size(paths, evaluation)
         originals = pixels[: len(sources)]
         results = dict(zip(fused, pixels[len(sources) :], strict=True))
         if baselines:
@@ -96,7 +97,7 @@ def bench(
         _claim(outputs or Outputs(sources), Path(out_dir), evaluation.methods, list(pairs))
     evaluation.seconds = {name: np.zeros(len(pairs)) for name in evaluation.methods}
     for row, (stem, paths) in enumerate(pairs.items()):
-        originals = _read_same_size(paths)
+        originals = _read_same_size(paths, evaluation)
         results = {}
         for name in evaluation.methods:
             start = time.perf_counter()
@@ -200,8 +201,15 @@ def _claim(outputs: Outputs, out_dir: Path, methods: Sequence[str], stems: Seque
         outputs.folder(out_dir / name)
 
 
-def _read_same_size(paths: Sequence[Path]) -> list[np.ndarray]:
-    every = [images.read(path).pixels for path in paths]
+def _read_same_size(paths: Sequence[Path], evaluation: Evaluation) -> list[np.ndarray]:
+    """The sources as they are read to be fused, a sensor's counts stretched; the fused images as they are."""
+    every = []
+    for k, path in enumerate(paths):
+        image = read_source(path, Reading()) if k < len(evaluation.sources) else images.read(path)
+        if image.is_volume:
+            raise InputError(f"{image.name} is a volume of {len(image.pixels)} slices; images are measured.")
+        evaluation.findings += image.findings
+        every.append(image.pixels)
     for path, pixels in zip(paths, every, strict=True):
         if pixels.shape[:2] != every[0].shape[:2]:
             raise InputError(

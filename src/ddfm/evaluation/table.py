@@ -82,6 +82,7 @@ class Evaluation:
         unmatched: Files that not every folder has.
         published: Rows to show beside the measured ones, {metric: value} by label; never measured here, never ranked.
         examples: The first images, for the report.
+        findings: A sentence for each thing that was assumed about a file.
     """
 
     methods: list[str]
@@ -96,6 +97,7 @@ class Evaluation:
     unmatched: list[Path] = field(default_factory=list)
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
     def mean(self) -> np.ndarray:
         """(methods, metrics): over the images where the metric exists; NaN where there is none."""
@@ -244,6 +246,7 @@ class Evaluation:
             "baseline_notes": [str(note) for note in self.baseline_notes()],
             "published": [{"label": label, "values": row} for label, row in self.published.items()],
             "unmatched": [str(path) for path in self.unmatched],
+            "findings": self.findings,
         }
 
     def _image_rows(self) -> Iterator[list[str]]:

@@ -61,6 +61,7 @@ class Decoded(NamedTuple):
     """Values as the file has them, (H, W) or (H, W, 3), upright and without alpha, and what describes them.
 
     full: the value of white, such as 4095 for 12 bits, or None for floats and integers that have no such value.
+    translucent: whether the file was so, and is composited over black.
     """
 
     values: np.ndarray
@@ -68,6 +69,7 @@ class Decoded(NamedTuple):
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     exif: bytes | None = None
+    translucent: bool = False
 
 
 def decode(file: BinaryIO, name: str) -> Decoded:
@@ -308,7 +310,7 @@ def _finished(
     values: np.ndarray, full: float | None, orientation: Any = 1, icc: Any = None, dpi: Any = None, exif: Any = None
 ) -> Decoded:
     """Alpha, grey stored as colour, colour profile, orientation, resolution."""
-    values = _without_alpha(values, full)
+    values, translucent = _without_alpha(values, full)
     if values.ndim == 3 and all(np.array_equal(values[..., 0], values[..., c]) for c in (1, 2)):
         values = values[..., 0]
     values, icc = in_srgb(values, icc) if isinstance(icc, bytes) else (values, None)
@@ -317,20 +319,22 @@ def _finished(
         dpi = (x, y) if 1 <= x <= 1e5 and 1 <= y <= 1e5 else None
     except (TypeError, ValueError, ZeroDivisionError):
         dpi = None
-    return Decoded(_upright(values, orientation), full, icc, dpi, exif if isinstance(exif, bytes) else None)
+    exif = exif if isinstance(exif, bytes) else None
+    return Decoded(_upright(values, orientation), full, icc, dpi, exif, translucent)
 
 
-def _without_alpha(values: np.ndarray, full: float | None) -> np.ndarray:
-    """(H, W, 2) and (H, W, 4) to grey and RGB, composited over black where alpha is below full scale."""
+def _without_alpha(values: np.ndarray, full: float | None) -> tuple[np.ndarray, bool]:
+    """(H, W, 2) and (H, W, 4) to grey and RGB, composited over black if alpha is below full scale anywhere: whether."""
     if values.ndim == 2 or values.shape[2] == 3:
-        return values
+        return values, False
     colour, alpha = (values[..., :-1], values[..., -1:]) if values.shape[2] > 1 else (values, None)
     integer = values.dtype.kind in "ui"
     opaque = full or (np.iinfo(values.dtype).max if integer else 1.0)
-    if alpha is not None and (alpha != opaque).any():
+    translucent = False
+    if alpha is not None and (translucent := bool((alpha != opaque).any())):
         mixed = colour * (alpha / opaque)
         colour = (np.rint(mixed) if integer else mixed).astype(values.dtype)
-    return colour[..., 0] if colour.shape[2] == 1 else colour
+    return (colour[..., 0] if colour.shape[2] == 1 else colour), translucent
 
 
 def _upright(values: np.ndarray, orientation: Any) -> np.ndarray:

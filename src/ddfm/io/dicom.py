@@ -36,7 +36,7 @@ def decode(data: bytes, name: str) -> Volume:
     check(dataset, name)
     values, void = _values(dataset, name)
     findings: list[str] = []
-    frames, dataset.SourceImageSequence = frames_of(dataset, len(values)), _references([dataset])
+    frames, dataset.SourceImageSequence = frames_of(dataset, len(values), name), _references([dataset])
     order, grid = arranged(frames, values.shape, name, findings)
     if order is not None:
         values, void = values[order], void if void is None else void[order]
@@ -56,7 +56,7 @@ def decode_series(files: Sequence[tuple[str, bytes]], name: str) -> Volume:
     if len(datasets) * first.Rows * first.Columns > MAX_PIXELS:
         raise InputError(f"{name} has more than 2^28 voxels; cut it into smaller volumes.")
     findings: list[str] = []
-    places = [frames_of(dataset, 1) for dataset in datasets]
+    places = [frames_of(dataset, 1, file) for (file, _), dataset in zip(files, datasets, strict=True)]
     if any(place is None or not place.placed for place in places):
         raise InputError(f"{name} has images without a position, which cannot be put in order; give one of the files.")
     place = Frames.joined([p for p in places if p is not None], name)
@@ -92,7 +92,7 @@ def check(dataset: Any, name: str) -> None:
         raise InputError(f"{name} has more than 2^28 pixels; cut it into smaller images.")
     kind = dataset.PhotometricInterpretation
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
-        raise InputError(f"{name} is a {kind} image; save it as a monochrome DICOM or as PNG.")
+        raise InputError(f"{name} is not monochrome but {kind}; save it as a monochrome DICOM or as PNG.")
     _check_decoder(dataset.file_meta.TransferSyntaxUID, name)
 
 

@@ -49,8 +49,11 @@ class Frames:
         return cls(single[0].spacing, single[0].thickness, positions, orientation)
 
 
-def frames_of(dataset: Any, n: int) -> Frames | None:
-    """What a dataset says of its n frames; None if not even their spacing. Raises ValueError for a malformed number."""
+def frames_of(dataset: Any, n: int, name: str) -> Frames | None:
+    """What a dataset says of its n frames; None if not even their spacing.
+
+    Raises InputError for a negative spacing, ValueError for a malformed number.
+    """
     groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
     detector = list(dataset.get("DetectorInformationSequence") or [])[:1]  # of nuclear medicine
@@ -68,6 +71,8 @@ def frames_of(dataset: Any, n: int) -> Frames | None:
     spacing = find(0, "PixelMeasuresSequence", "PixelSpacing", 2)
     if spacing is None:
         return None
+    if min(spacing) < 0:
+        raise InputError(f"{name} has a negative pixel spacing; correct its header or save it again.")
     between = find(0, "PixelMeasuresSequence", "SpacingBetweenSlices", 1)
     thickness = (between or find(0, "PixelMeasuresSequence", "SliceThickness", 1) or [1.0])[0] or 1.0
     orientations = [find(k, "PlaneOrientationSequence", "ImageOrientationPatient", 6) for k in range(n)]

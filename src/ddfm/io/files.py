@@ -27,6 +27,7 @@ _REASONS = {
     errno.EROFS: "the disk is read-only; choose another folder",
     errno.ENOENT: "its folder does not exist; create it first",
     errno.ENOTDIR: "a part of the path is not a folder; check the name",
+    errno.EEXIST: "it is a file; choose another name",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ELOOP: "its links lead in a circle; remove one of them",
 }

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,11 +124,14 @@ def read(path: str | os.PathLike[str], normalise: bool = False, value_range: Ran
     Raises InputError, one sentence, for everything that is wrong with the file, for floats and wide integers outside
     [0, 1] without `normalise` or `value_range`, and for a volume.
     """
-    image = read_any(path, normalise, value_range, scale_counts=False)
+    return _no_volume(read_any(path, normalise, value_range, scale_counts=False))
+
+
+def _no_volume(image: Image) -> Image:
     if image.is_volume:
         raise InputError(
-            f"{quoted(path)} is a volume of {len(image.pixels)} slices, not an image; fuse it with `ddfm fuse` or "
-            "ddfm.runs.scene."
+            f"{image.name} is a volume of {len(image.pixels)} slices, not an image; fuse it with `ddfm fuse` or "
+            "ddfm.Scene."
         )
     return image
 
@@ -161,6 +165,8 @@ def read_any(
             return _ranged(medical.read(Path(path), file.read(), normalise, window), value_range, window)
         decoded = decode(file, name)
     values, full, findings = decoded.values, decoded.full, []
+    if decoded.translucent:
+        findings.append(f"{name} is transparent in places; black is taken to be behind it.")
     own_units = full is None and not (values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1)
     if not normalise and value_range is None and (own_units or (scale_counts and _are_counts(values, full))):
         if not scale_counts and np.isfinite([low := values.min(), high := values.max()]).all():
@@ -230,7 +236,7 @@ def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
     name, suffix = quoted(path), Path(path).suffix.lower()
     if not is_medical(path):
         if suffix not in DEPTHS:
-            raise InputError(f"Cannot write {name}: the name must end in {', '.join(DEPTHS)}.")
+            raise InputError(f"Cannot write {name}: the name must end in one of {', '.join(DEPTHS)}.")
         if bits not in DEPTHS[suffix]:
             allowed = " or ".join(map(str, DEPTHS[suffix]))
             raise InputError(
@@ -242,14 +248,18 @@ def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
 def as_pixels(x: Any) -> np.ndarray:
     """The image that a Python user passed, as a new float32 array in [0, 1], (H, W) or (H, W, 3).
 
-    x: a path (read by `read`), an `Image`, a PIL image, a NumPy array (H, W), (H, W, 1) or (H, W, 3), or a
-    torch tensor of these shapes or (1, H, W) or (3, H, W), where channels first wins if both could be meant.
+    x: a path (read as by `read_any`), an `Image`, a PIL image, a NumPy array (H, W), (H, W, 1) or (H, W, 3), or a
+    torch tensor of these shapes or (1, H, W) or (3, H, W), where channels first wins if both could be meant. What was
+    assumed about a file is a warning.
     uint8 is divided by 255, uint16 by 65535, floats must be finite and in [0, 1] (1e-4 outside is forgiven
     and clipped). Unlike a file, an array with three equal channels stays (H, W, 3). Raises InputError for
     anything else.
     """
     if isinstance(x, (str, os.PathLike)):
-        return read(x).pixels
+        image = _no_volume(read_any(x))
+        for finding in image.findings:
+            warnings.warn(finding, stacklevel=2)
+        return image.pixels
     if isinstance(x, Image):
         return as_pixels(x.pixels)
     if isinstance(x, PIL.Image.Image):

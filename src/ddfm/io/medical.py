@@ -112,6 +112,9 @@ def check_target(
         raise InputError(
             f"Cannot write {quoted(path)}: its geometry has to come from a {kind} source; choose another kind of file."
         )
+    folders = [source.path for source in sources if source.path is not None and source.path.is_dir()]
+    if _is_dicom(path) and os.path.realpath(Path(path).parent) in map(os.path.realpath, folders):
+        raise InputError(f"Cannot write {quoted(path)}: its folder is a series, one of the sources; choose another.")
     with _writing(path):
         if _is_dicom(path):
             dicom_write.encode(quoted(path), None, _slope(like), like, sources, anonymise)

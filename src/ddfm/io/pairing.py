@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,7 @@ def _by_pattern(roots: list[Path], patterns: Sequence[str], leave_out: str | os.
         for name, path in _walked(root, leave_out).items():
             for k in by_letters if len(roots) == 1 else [at]:
                 if match := compiled[k].fullmatch(name):
-                    scene = f"{match['folder']}/{match['id']}" if match["folder"] else match["id"]
+                    scene = _one_form(f"{match['folder']}/{match['id']}" if match["folder"] else match["id"])
                     found[k].setdefault(scene, []).append(path)
                     break
             else:
@@ -216,12 +217,17 @@ def _by_stem(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
     for name, path in files.items():
         if not is_image_name(name) or path.name.startswith("."):
             continue
-        if (key := stem(name)) in found:
+        if (key := _one_form(stem(name))) in found:
             raise InputError(f"{quoted(folder)} has both {found[key].name} and {path.name}; remove one of them.")
         found[key] = path
     if not found:
         raise InputError(f"{quoted(folder)} has no images in it ({', '.join(SUFFIXES)}).")
     return found
+
+
+def _one_form(name: str) -> str:
+    """A name whose accents are part of their letters: macOS writes them apart, other systems as they are typed."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _refuse_ambiguous(candidates: dict[str, list[Path]]) -> None:

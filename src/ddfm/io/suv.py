@@ -34,7 +34,7 @@ def standardised(dataset: Any, name: str) -> tuple[float, str]:
     if elapsed is None or (elapsed and not half_life):
         missing.append("the decay correction or its times")
     if missing or not weight or not dose or elapsed is None:
-        return 1.0, f"{name} is a PET in Bq/ml and stays so, for its header lacks {' and '.join(missing)}."
+        return 1.0, f"{name} is a PET in Bq/ml and stays so, for its header lacks {', '.join(missing)}."
     left = dose * math.exp(-math.log(2) * elapsed / half_life) if half_life else dose
     return 1000 * weight / left, (
         f"{name} is a PET in Bq/ml; it was converted to SUV by body weight ({weight:g} kg, {dose / 1e6:.4g} MBq, "

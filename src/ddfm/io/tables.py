@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ddfm.errors import InputError
 from ddfm.io.files import quoted, read_bytes, write_bytes
@@ -17,6 +18,8 @@ LARGEST = 2**26  # bytes; a row is some hundred
 
 def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of a CSV file of file names, in UTF-8, each row with its own number of cells.
+
+    Cells are separated by commas, semicolons or tabs, see `dialect`.
 
     Args:
         path: The file.
@@ -32,7 +35,8 @@ def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
     if b"\0" in data:
         raise InputError(f"{name} is not a CSV file in UTF-8 (it has a NUL in it); save it as such.")
     try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+        text = data.decode("utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True, **dialect(text)))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{name} is not a CSV file in UTF-8 ({error}); save it as such.") from error
     header, *rows = [row for row in rows if row] or [[]]
@@ -49,6 +53,13 @@ def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
             f"{name} needs a header of {needed} or more columns, one for each sensor, and a row per scene."
         )
     return header, rows
+
+
+def dialect(text: str) -> dict[str, Any]:
+    """For `csv.reader`: the separator that the first line has most of, as spreadsheets write semicolons in half of
+    Europe; and no spaces after it."""
+    header = text.lstrip().partition("\n")[0]
+    return {"delimiter": max(",;\t", key=header.count), "skipinitialspace": True}
 
 
 def write_table(path: str | os.PathLike[str], rows: Iterable[Sequence[str]]) -> None:

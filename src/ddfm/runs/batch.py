@@ -52,9 +52,9 @@ def batch(
 
     Args:
         pairs: Folders, one for each sensor or one of all, with their subfolders (see `pairing.find_groups`); or a CSV
-            file with a header and a row per scene: one column for each sensor, paths relative to the CSV, and
-            optionally `output`, a path within `out_dir` (else the first source's name; one without extension gets
-            `format`).
+            file with a header and a row per scene: one column for each sensor, paths relative to the CSV, which may
+            be folders of a DICOM series, and optionally `output`, a path within `out_dir` (else the first source's
+            name; one without extension gets `format`).
         out_dir: Made if it is not there. One run at a time.
         patterns: A name for each sensor, such as "{id}_T.jpg" and "{id}_V.jpg", as of `pairing.find_groups`.
         prior: As in `load_prior`.

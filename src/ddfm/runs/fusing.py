@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +32,20 @@ def fuse_images(
     Returns the images, (B, H, W), or (B, H, W, 3) if any is coloured, and with several samples their std, (B, H, W).
     Raises InputError as the pipeline does.
     """
-    sources = [_cleaned(pipe, scene, settings) for scene in scenes]
+    cleaned = 0  # sources, an evaluation of the network each
+
+    def step(done: float, total: int) -> None:
+        if progress:
+            progress(cleaned + done, cleaned + total)
+
+    sources = [list(scene.sources) for scene in scenes]
+    for scene, images in zip(scenes, sources, strict=True):
+        for k, image in _cleaned(pipe, scene, settings):
+            images[k] = image
+            cleaned += 1
+            step(0, 1)
     sensors = [[image.pixels for image in images] for images in zip(*sources, strict=True)]
-    output: Any = pipe(sensors, settings, generator=generators, progress=progress, output_type="np")
+    output: Any = pipe(sensors, settings, generator=generators, progress=step, output_type="np")
     fused = np.asarray(output.images)
     for k, scene in enumerate(scenes):
         if any(scene.registrations):
@@ -112,12 +123,9 @@ def noise_found(framed: Framed) -> list[str]:
     return said
 
 
-def _cleaned(pipe: DDFMPipeline, scene: Scene, settings: FusionSettings) -> list[Image]:
-    """The scene's sources; those of which resampling hid the noise are cleaned on their own grids and brought again."""
-    if scene.framed is None:
-        return scene.sources
-    sources = list(scene.sources)
-    for k, own in enumerate(scene.framed.own):
-        if own is not None and (pixels := pipe.clean(own.pixels, settings)) is not None:
-            sources[k] = scene.framed.bring(k, replace(own, pixels=pixels))
-    return sources
+def _cleaned(pipe: DDFMPipeline, scene: Scene, settings: FusionSettings) -> Iterator[tuple[int, Image]]:
+    """(k, the k-th source) of those of which resampling hid the noise: cleaned on their own grids and brought again."""
+    if framed := scene.framed:
+        for k, own in enumerate(framed.own):
+            if own is not None and (pixels := pipe.clean(own.pixels, settings)) is not None:
+                yield k, framed.bring(k, replace(own, pixels=pixels))

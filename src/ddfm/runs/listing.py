@@ -19,6 +19,7 @@ from ray.data import Dataset
 from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.pairing import is_image_name, stem
+from ddfm.io.tables import dialect
 from ddfm.runs.plan import Pairs, Plan, plan
 from ddfm.runs.records import Row, is_remote
 
@@ -51,13 +52,15 @@ def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Datas
 def _table_rows(path: str) -> Dataset:
     """A column for each sensor and optionally `output`, as of `batch`; or the columns of `FuseBatch` themselves."""
     parent = posixpath.dirname(path) if is_remote(path) else os.path.dirname(os.path.abspath(path))
+    separated: dict[str, Any] = {}
     try:
         if path.endswith((".parquet", ".pq")):
             table = ray.data.read_parquet(path)
             header = list(table.schema().names)
         else:
             with fsspec.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-                header = next(csv.reader(file), [])
+                separated = dialect(first := file.readline())
+                header = next(csv.reader([first], **separated), [])
             table = ray.data.read_text(path, encoding="utf-8-sig")
     except (OSError, ValueError, csv.Error, pa.ArrowException, ray.exceptions.RayError) as error:
         raise InputError(f"Cannot read {images.quoted(path)}: {str(error).splitlines()[0]}.") from error
@@ -71,7 +74,7 @@ def _table_rows(path: str) -> Dataset:
         if "sources" in batch:
             listed = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         elif "text" in batch and "text" not in header:
-            cells = [row for row in csv.reader(batch["text"]) if row != header]
+            cells = [row for row in csv.reader(batch["text"], **separated) if row != header]
             listed = [_row_of(header, row, sensors) for row in cells]
         else:
             listed = [_row_of(list(batch), list(values), sensors) for values in zip(*batch.values(), strict=True)]

@@ -15,7 +15,7 @@ import torch
 from ddfm import __version__
 from ddfm.errors import InputError
 from ddfm.io import images
-from ddfm.io.files import read_bytes
+from ddfm.io.files import listed, read_bytes
 
 
 class Manifest:
@@ -170,5 +170,8 @@ def _json_line(line: dict[str, Any]) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal. Raises InputError."""
+    """Of a file, or of the names and contents of all files in a folder, in hexadecimal. Raises InputError."""
+    if path.is_dir():
+        files = [file for file in listed(path) if file.is_file() and file.stat().st_size]
+        return hashlib.sha256(json.dumps([[file.name, sha256(file)] for file in files]).encode()).hexdigest()
     return hashlib.sha256(read_bytes(path)).hexdigest()

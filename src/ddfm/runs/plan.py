@@ -115,5 +115,5 @@ def suffix_of(format: str) -> str:
 
 
 def volume_suffix(suffix: str, source: Path) -> str:
-    """Of the file for a volume: that of its source if the format is one of images."""
-    return suffix if images.is_medical(f"x{suffix}") else source.name[len(stem(source.name)) :]
+    """Of the file for a volume: that of its source, a folder being DICOM's, if the format is one of images."""
+    return suffix if images.is_medical(f"x{suffix}") else source.name[len(stem(source.name)) :] or ".dcm"

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ddfm.errors import InputError
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 class Reading:
     """Everything about reading a scene but its files.
 
+    Text is understood as on the command line: `Reading(frame="first", value_range="20 40")`; see `from_strings`.
+
     Attributes:
         normalise: Stretch raw counts robustly, as in `images.read`; of a volume over all slices.
         align, rig, crop: Images are brought into the frame of `sources[frame]`, by default the one with most pixels,
-            see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto".
+            see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto",
+            False None. rig: the name of its file is enough.
         value_range: The values, in the files' own unit, that become 0 and 1, as in `images.read`; not of photos, of CT
             sources with a window, and of files that have no values there.
         frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by default the first, by
@@ -43,20 +46,31 @@ class Reading:
     allow_different_patients: bool = False
 
     def __post_init__(self) -> None:
-        """True and False are "auto" and None."""
+        """Raise InputError for what no scene could be read by; the sentence begins with the field's name."""
+        for name, parsed in _PARSERS.items():
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, parsed(value[:80]))
         if isinstance(self.align, bool):
             object.__setattr__(self, "align", "auto" if self.align else None)
+        if self.frame is not None and not hasattr(self.frame, "__index__"):
+            raise InputError(f"frame is the number of a source from 0, or text, not {self.frame!r}.")
+        if self.value_range is not None and not (hasattr(self.value_range, "__len__") and len(self.value_range) == 2):
+            raise InputError(f"value_range is two numbers, not {self.value_range!r}.")
+        if isinstance(self.rig, (str, os.PathLike)):
+            from ddfm.registration import Registration  # late, as all that is heavy
+
+            object.__setattr__(self, "rig", Registration.load(self.rig))
 
     @classmethod
     def from_strings(cls, fields: Mapping[str, str]) -> Reading:
         """From text, as a form or the command line has it: {"align": "force", "frame": "2"}; "" is the default.
 
-        A frame is "first", "second" or counted from 1; a range or window is two numbers. A rig file is not read.
+        A frame is "first", "second" or counted from 1; a range or window is two numbers; a rig is its file.
 
         Raises:
             InputError: text that is not a value of its field; the sentence begins with the field's name.
         """
-        return cls(**{name: _PARSERS[name](text[:80]) for name, text in fields.items() if text != ""})
+        return cls(**{name: text for name, text in fields.items() if text != ""})  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, by name."""
@@ -95,8 +109,11 @@ def with_changes(reading: Reading | None, changes: Mapping[str, Any]) -> tuple[R
 
 
 def _align(text: str) -> Any:
-    if text not in ("auto", "dense", "force", "skip"):
-        raise InputError(f"align is auto, dense, force or skip, not {text}.")
+    from ddfm.registration import Align  # late: only who aligns waits for it
+
+    *words, last = get_args(Align)
+    if text not in (*words, last):
+        raise InputError(f"align is {', '.join(words)} or {last}, not {text}.")
     return text
 
 

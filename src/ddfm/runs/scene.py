@@ -25,7 +25,7 @@ from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
 from ddfm.palettes import is_false_colour, overlaid
 from ddfm.runs import fusing
-from ddfm.runs.reading import Reading, read_source
+from ddfm.runs.reading import FIELDS, Reading, read_source, with_changes
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Scene:
     @classmethod
     def read(
         cls,
-        paths: Sequence[str | os.PathLike[str]],
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         reading: Reading | None = None,
         **changes: Any,
     ) -> Scene:
@@ -73,8 +73,10 @@ class Scene:
             InputError: fewer than two files, one that cannot be read, sizes below 16x16, a volume beside an image,
                 volumes of different patients or that do not overlap, what cannot be aligned with confidence.
         """
-        reading = replace(reading or Reading(), **changes)
-        frame = reading.frame or 0
+        paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        reading, others = with_changes(reading, changes)
+        if others:
+            raise InputError(f"{min(others)} is not a field of Reading; its fields are {', '.join(sorted(FIELDS))}.")
         if len(paths) == 1 and not os.path.isdir(paths[0]) and thermal.is_radiometric(paths[0]):
             return cls._from_camera(paths[0], reading)
         if len(paths) < 2:
@@ -84,6 +86,9 @@ class Scene:
             )
         sources = [read_source(path, reading) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
+        for k, path in enumerate(paths):
+            if any(os.path.samefile(path, other) for other in paths[:k]):
+                findings.append(f"{quoted(path)} is given twice: it is fused with itself.")
         medical = any(source.header is not None for source in sources)
         if not medical:
             sources, said = _without_false_colours(sources)
@@ -92,10 +97,10 @@ class Scene:
             from ddfm.registration import volumes
 
             findings += volumes.check_patients(sources, reading.allow_different_patients)
-            sources, said = volumes.to_frame(sources, frame, reading.rigid)
+            sources, said = volumes.to_frame(sources, reading.frame or 0, reading.rigid)
             findings += said
         _check_options(sources, medical, reading)
-        scene = cls(sources, findings, frame)
+        scene = cls(sources, findings, reading.frame or 0)
         scene._check_kinds()
         if not scene.is_volume:
             scene = scene._in_frame(reading)
@@ -141,7 +146,9 @@ class Scene:
 
         The thermal source is the first grey one. Raises InputError for volumes and where all are in colour.
         """
-        if self.is_volume or all(source.pixels.ndim == 3 for source in self.sources):
+        if self.is_volume:
+            raise InputError(f"A palette is for images: {self.sources[0].name} is a volume.")
+        if all(source.pixels.ndim == 3 for source in self.sources):
             raise InputError("A palette needs a grey image among the sources; there is none.")
         k = next(k for k, source in enumerate(self.sources) if source.pixels.ndim == 2)
         place = self.registrations[k] if self.registrations else None
@@ -184,23 +191,34 @@ class Scene:
         if images.is_medical(path):
             from ddfm.io import medical
 
+            if depth not in ("same", 16):
+                raise InputError(f"Cannot write {quoted(path)} with {depth} bits: DICOM and NIfTI results have 16.")
+
             if not self.is_volume:
                 medical.check_grey(path, not lends_colour([source.pixels for source in self.sources], colour))
             medical.check_target(path, self.like(path), self.sources, anonymise)
-        Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)
+        self._spare_sources(path)
 
     def write(
         self, path: str | os.PathLike[str], fused: np.ndarray, depth: Depth = "same", anonymise: bool = False
     ) -> None:
-        """Write what `fuse` gave; the file is written atomically. anonymise: of DICOM and NIfTI. Raises InputError."""
+        """Write what `fuse` gave; the file is written atomically. Raises InputError.
+
+        anonymise: Remove what identifies the patient: from DICOM and NIfTI see `medical.write_volume`, else EXIF.
+        """
+        self._spare_sources(path)
+        like = self.like(path)
         if images.is_medical(path):
             from ddfm.io import medical
 
             medical.check_grey(path, self.is_volume or fused.ndim == 2)
             fused = fused if self.is_volume else fused[None]
-            medical.write_volume(path, fused, self.like(path), self.sources, anonymise)
+            medical.write_volume(path, fused, like, self.sources, anonymise)
         else:
-            images.write(path, fused, self.bits(path, depth), self.like(path))
+            images.write(path, fused, self.bits(path, depth), replace(like, exif=None) if anonymise else like)
+
+    def _spare_sources(self, path: str | os.PathLike[str]) -> None:
+        Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)
 
     def _check_kinds(self) -> None:
         first = self.sources[0]
@@ -238,6 +256,7 @@ class Scene:
         """Temperatures and photo of one file, by the file's own geometry unless a rig file has another."""
         from ddfm.registration import camera
 
+        _refuse_medical(reading)
         sources, matrix = thermal.read_sources(path, reading.value_range)
         findings = [finding for source in sources for finding in source.findings]
         if reading.rig is not None:
@@ -249,7 +268,12 @@ class Scene:
 def _framed(framed: Framed, frame: int, findings: list[str]) -> Scene:
     """The scene of sources that were brought into one frame, `findings` being about reading them."""
     said = [*findings, *framed.findings, *fusing.noise_found(framed)]
-    return Scene(framed.sources, said, frame, framed.places, framed)
+    sources = list(framed.sources)
+    for k, (source, place) in enumerate(zip(sources, framed.places, strict=True)):
+        moved = place is not None or (source.grid is not None and source.grid.shape[1:] != source.plane)
+        if moved:  # a DICOM or NIfTI slice no longer lies where its file says
+            sources[k] = replace(source, header=None, grid=None)
+    return Scene(sources, said, frame, framed.places, framed)
 
 
 def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]]:
@@ -270,10 +294,8 @@ def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]
 
 def _check_options(sources: list[Image], medical: bool, how: Reading) -> None:
     """What was asked of volumes and cannot be done is refused rather than ignored."""
-    if not medical and (how.window is not None or how.rigid):
-        raise InputError(
-            "A window and rigid registration are for DICOM and NIfTI files; there is none among the sources."
-        )
+    if not medical:
+        _refuse_medical(how)
     if how.frame is not None and not 0 <= how.frame < len(sources):
         raise InputError(f"The frame cannot be source number {how.frame + 1}: there are only {len(sources)} sources.")
     if how.window is not None:
@@ -281,6 +303,13 @@ def _check_options(sources: list[Image], medical: bool, how: Reading) -> None:
 
         if not any((source.low, source.high) == hounsfield(how.window) for source in sources):
             raise InputError("A window in Hounsfield units was asked for, but none of the sources is a CT.")
+
+
+def _refuse_medical(how: Reading) -> None:
+    if how.window is not None or how.rigid:
+        raise InputError(
+            "A window and rigid registration are for DICOM and NIfTI files; there is none among the sources."
+        )
 
 
 def _kind(source: Image) -> str:

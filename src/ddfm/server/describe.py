@@ -6,6 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
+from ddfm.registration import Align
 from ddfm.server.fields import PALETTE_NAMES
 from ddfm.settings import CHOICES, FusionSettings
 
@@ -49,6 +50,7 @@ _WORDS = {
     "palette": ("Palette", "Lay the thermal image as colours over the result."),
     "blend": ("Blend", "How much of the palette is seen."),
 }
+_VALUES = CHOICES | {"align": typing.get_args(Align)}
 # name: {value: what the page calls it}
 _CHOICES = {
     "align": {"auto": "Always", "dense": "And refine locally", "force": "Even if unsure", "skip": "Never, only resize"},
@@ -123,7 +125,7 @@ def _field(name: str, kind: str, default: Any, stage: str) -> dict[str, Any]:
         "label": label,
         "help": text,
         "kind": kind,
-        "choices": [{"value": value, "label": called[value]} for value in CHOICES.get(name, called)],
+        "choices": [{"value": value, "label": called[value]} for value in _VALUES.get(name, called)],
         "default": default,
         "nullable": default is None or type(None) in typing.get_args(_TYPES.get(name)),
         "minimum": _MINIMUM.get(name),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,4 +60,8 @@ def asked(fields: Mapping[str, str]) -> Asked:
     reading = Reading.from_strings({name: fields[name] for name in READING if name in fields})
     overlay = Overlay.of(*(fields.get(name, "") for name in SHOWING))
     others = {name: text for name, text in fields.items() if name not in (*READING, *SHOWING)}
+    settings = {field.name for field in dataclasses.fields(FusionSettings)}
+    if unknown := sorted(set(others) - settings):
+        known = ", ".join(sorted(settings.union(READING, SHOWING)))
+        raise InputError(f"{unknown[0][:80]!r} is not a field of this form; its fields are sources, {known}.")
     return Asked(reading, FusionSettings.from_strings(others), overlay)
