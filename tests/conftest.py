@@ -36,16 +36,16 @@ def tiny_unet(channels: int = 1, seed: int = 0) -> UnshuffleUNet2DModel:
     return unet.eval().requires_grad_(False)
 
 
-def made_picture(height: int, width: int, kind: str = "scene", seed: int = 0) -> np.ndarray:
+def made_image(height: int, width: int, kind: str = "scene", seed: int = 0) -> np.ndarray:
     """uint8 (H, W): "random" is noise in every pixel, "scene" a ramp, stripes and a warm disc as cameras see them."""
     rng = np.random.default_rng(seed)
     if kind == "random":
         return rng.integers(0, 256, (height, width), dtype=np.uint8)
     y, x = np.mgrid[:height, :width] / max(height, width)
     a, b, phase = rng.uniform(0.2, 0.8, 3)
-    picture = 0.3 * a * x + 0.3 * b * y + 0.15 * np.sin(25 * (a * x - b * y) + 6 * phase) + 0.3
-    picture[(x - 0.5 * a) ** 2 + (y - 0.5 * b) ** 2 < 0.02] = 0.95
-    return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+    image = 0.3 * a * x + 0.3 * b * y + 0.15 * np.sin(25 * (a * x - b * y) + 6 * phase) + 0.3
+    image[(x - 0.5 * a) ** 2 + (y - 0.5 * b) ** 2 < 0.02] = 0.95
+    return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
 def fused_with_seed(pipe, sources, **options):
@@ -57,7 +57,7 @@ def fused_with_seed(pipe, sources, **options):
 @pytest.fixture
 def pair() -> list[np.ndarray]:
     """[infrared, visible], grey uint8, of an odd size."""
-    return [made_picture(33, 46, seed=1), made_picture(33, 46, seed=2)]
+    return [made_image(33, 46, seed=1), made_image(33, 46, seed=2)]
 
 
 @pytest.fixture

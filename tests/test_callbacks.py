@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import fused_with_seed, made_picture
+from conftest import fused_with_seed, made_image
 
 
 def noise(*shape, seed=0):
@@ -13,7 +13,7 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize("tile", [None, 16])
 def test_progress_counts_evaluations_up_to_their_number(tiny_prior, tile):
     seen = []
-    big = [made_picture(40, 48, seed=s) for s in range(2)]
+    big = [made_image(40, 48, seed=s) for s in range(2)]
     tiny_prior(big, num_inference_steps=3, tile=tile, tile_overlap=4, progress=lambda *now: seen.append(now))
     done = [now for now, _ in seen]
     assert done == sorted(done) and done[0] > 0
@@ -24,7 +24,7 @@ def test_progress_counts_evaluations_up_to_their_number(tiny_prior, tile):
 def test_progress_counts_the_cleaning_of_a_noisy_source(tiny_prior):
     seen = []
     noisy = np.random.default_rng(0).normal(0.5, 0.1, (48, 48)).clip(0.12, 0.88).astype(np.float32)
-    tiny_prior([noisy, made_picture(48, 48)], progress=lambda *now: seen.append(now))
+    tiny_prior([noisy, made_image(48, 48)], progress=lambda *now: seen.append(now))
     assert seen[0] == (1, 3) and seen[-1] == (4, 4)  # twice, which the first call does not know yet
 
 

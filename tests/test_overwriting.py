@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import made_picture
+from conftest import made_image
 
 import ddfm.cli
 import ddfm.cli.loading
@@ -20,7 +20,7 @@ def sets(tmp_path):
     for k, name in enumerate(("ir", "salient", "fused")):
         (tmp_path / name).mkdir()
         for i in range(2):
-            images.write(tmp_path / name / f"{i}.png", made_picture(100, 104, seed=10 * i + k) / np.float32(255))
+            images.write(tmp_path / name / f"{i}.png", made_image(100, 104, seed=10 * i + k) / np.float32(255))
     return tmp_path
 
 

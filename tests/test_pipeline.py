@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import DATA, fused_with_seed, made_picture
+from conftest import DATA, fused_with_seed, made_image
 from diffusers import DDPMScheduler
 from known import Ignore, known_pipe
 
@@ -179,7 +179,7 @@ def gaussian_noise_prediction(x, t):
 
 def gaussian_map(sampler, steps):
     """(mean, standard deviation) of the samples of a deterministic sampler, which maps the noise linearly."""
-    pictures = [made_picture(16, 16)] * 2
+    pictures = [made_image(16, 16)] * 2
     latents = torch.linspace(-1.5, 1.5, 256).view(1, 1, 16, 16)
     out = known_pipe(gaussian_noise_prediction)(
         pictures, likelihood=Ignore(), sampler=sampler, num_inference_steps=steps, latents=latents
@@ -197,7 +197,7 @@ def test_deterministic_samplers_draw_from_a_gaussian_prior(sampler, steps):
 
 def test_ddpm_draws_from_a_gaussian_prior():
     out = known_pipe(gaussian_noise_prediction)(
-        [made_picture(96, 96)] * 2,
+        [made_image(96, 96)] * 2,
         likelihood=Ignore(),
         sampler="ddpm",
         num_inference_steps=400,
@@ -209,7 +209,7 @@ def test_ddpm_draws_from_a_gaussian_prior():
 
 @pytest.mark.parametrize("likelihood", ["released", "paper"])
 def test_two_equal_sources_give_that_source_back(tiny_prior, likelihood):
-    picture = made_picture(32, 32)
+    picture = made_image(32, 32)
     out = tiny_prior([picture, picture], likelihood=likelihood, num_inference_steps=20, generator=torch.Generator())
     np.testing.assert_allclose(out.images[0], picture / 255, atol=0.02)
 
@@ -251,7 +251,7 @@ def test_shapes_of_several_samples(tiny_prior, colour_pair):
 
 
 def test_a_generator_a_picture_makes_its_samples_independent_of_the_batch(tiny_prior):
-    infrared, visible = ([made_picture(20, 24, seed=10 * k + j) for j in range(2)] for k in (1, 2))
+    infrared, visible = ([made_image(20, 24, seed=10 * k + j) for j in range(2)] for k in (1, 2))
     options = {"likelihood": Ignore(), "sampler": "ddpm", "num_inference_steps": 3, "num_samples": 2}
     both = tiny_prior([infrared, visible], generator=[torch.Generator().manual_seed(s) for s in (4, 5)], **options)
     alone = tiny_prior([infrared[1], visible[1]], generator=[torch.Generator().manual_seed(5)], **options)

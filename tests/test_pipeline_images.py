@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import fused_with_seed, made_picture
+from conftest import fused_with_seed, made_image
 from known import Ignore, known_pipe
 
 from ddfm.colour import lent_chroma, luma, make_room
@@ -30,7 +30,7 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize("pipe", ["tiny_prior", "tiny_rgb_pipe"])
 @pytest.mark.parametrize("size", [(16, 16), (16, 31), (17, 33), (45, 18)])
 def test_any_size_from_16_is_kept(request, pipe, size):
-    out = request.getfixturevalue(pipe)([made_picture(*size, seed=s) for s in (1, 2)], num_inference_steps=2)
+    out = request.getfixturevalue(pipe)([made_image(*size, seed=s) for s in (1, 2)], num_inference_steps=2)
     assert out.images[0].shape == size
     assert out.samples.shape[-2:] == size
     assert torch.isfinite(out.samples).all()
@@ -64,7 +64,7 @@ def test_sources_are_not_changed(tiny_prior, colour_pair):
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_a_batch_equals_its_pictures_alone(tiny_prior, sampler, likelihood):
-    infrared, visible = ([made_picture(24, 30, seed=10 * k + j) for j in range(3)] for k in (1, 2))
+    infrared, visible = ([made_image(24, 30, seed=10 * k + j) for j in range(3)] for k in (1, 2))
     options = {"likelihood": likelihood, "sampler": sampler, "num_inference_steps": 8}
     together = tiny_prior(
         [infrared, visible], generator=[torch.Generator().manual_seed(s) for s in range(3)], **options
@@ -146,7 +146,7 @@ def test_keep_is_the_clipped_sample_itself(tiny_prior, pair):
 
 
 def test_minmax_stretches_every_picture_to_the_full_range(tiny_prior):
-    infrared, visible = ([made_picture(20, 20, seed=s) // 2 for s in pair] for pair in ((1, 2), (3, 4)))
+    infrared, visible = ([made_image(20, 20, seed=s) // 2 for s in pair] for pair in ((1, 2), (3, 4)))
     out = tiny_prior([infrared, visible], num_inference_steps=3, contrast="minmax")
     assert out.images.min(axis=(1, 2)) == pytest.approx([0, 0])
     assert out.images.max(axis=(1, 2)) == pytest.approx([1, 1])
@@ -159,17 +159,17 @@ def test_minmax_of_a_constant_picture_is_finite(tiny_prior):
 
 
 def bad_calls():
-    good = made_picture(20, 24)
+    good = made_image(20, 24)
     nan = np.full((20, 24), np.nan, np.float32)
     return {
         "no source": ([], {}),
         "one source": ([good], {}),
         "three sources for a pair": ([good, good, good], {"likelihood": "paper"}),
-        "sizes that differ": ([good, made_picture(20, 25)], {}),
-        "sizes that differ within a sensor": ([[good, made_picture(20, 25)], [good, good]], {}),
+        "sizes that differ": ([good, made_image(20, 25)], {}),
+        "sizes that differ within a sensor": ([[good, made_image(20, 25)], [good, good]], {}),
         "batches that differ": ([[good, good], [good]], {}),
         "empty batches": ([[], []], {}),
-        "too small": ([made_picture(15, 40)] * 2, {}),
+        "too small": ([made_image(15, 40)] * 2, {}),
         "NaN": ([good, nan], {}),
         "out of range": ([good, good * 1.0], {}),
         "no image": ([good, None], {}),

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from cli.helpers import SIZE, coloured
-from conftest import made_picture
+from conftest import made_image
 
 from ddfm.cli import main
 from ddfm.io import images
@@ -14,7 +14,7 @@ from ddfm.io import images
 @pytest.fixture
 def folder(tmp_path):
     """ir.png and vis.png, grey and in colour."""
-    images.write(tmp_path / "ir.png", made_picture(*SIZE, seed=1) / 255)
+    images.write(tmp_path / "ir.png", made_image(*SIZE, seed=1) / 255)
     images.write(tmp_path / "vis.png", coloured(2))
     return tmp_path
 
@@ -51,7 +51,7 @@ def fuse(ddfm_, folder, prior):
 def volumes(folder):
     """mri.nii.gz, int16, and pet.nii, float32 in other units: 4 slices; what they hold, (X, Y, Z)."""
     nibabel = pytest.importorskip("nibabel")
-    mri, pet = (np.stack([made_picture(*SIZE, seed=s + k).T for k in range(4)], axis=-1) for s in (1, 9))
+    mri, pet = (np.stack([made_image(*SIZE, seed=s + k).T for k in range(4)], axis=-1) for s in (1, 9))
     affine = np.array([[2, 0, 0, -10], [0, 1.5, 0.2, 5], [0, -0.2, 3, 7], [0, 0, 0, 1]])
     for name, values in (("mri.nii.gz", mri.astype(np.int16) - 300), ("pet.nii", pet.astype(np.float32) / 7)):
         image = nibabel.Nifti1Image(values, affine)
@@ -66,6 +66,6 @@ def sets(tmp_path):
     for k, name in enumerate(("ir", "vis", "ours", "[old]")):
         (tmp_path / name).mkdir()
         for i in range(2):
-            images.write(tmp_path / name / f"{i} [x].png", made_picture(*SIZE, seed=10 * i + k) / 255)
-    images.write(tmp_path / "ir" / "[lonely].png", made_picture(*SIZE) / 255)
+            images.write(tmp_path / name / f"{i} [x].png", made_image(*SIZE, seed=10 * i + k) / 255)
+    images.write(tmp_path / "ir" / "[lonely].png", made_image(*SIZE) / 255)
     return tmp_path

@@ -1,13 +1,13 @@
 """What the tests of the command line share: made images, what a folder holds, what a refusal says."""
 
 import numpy as np
-from conftest import made_picture
+from conftest import made_image
 
 SIZE = (33, 46)
 
 
 def coloured(seed):
-    y = made_picture(*SIZE, seed=seed) / 255
+    y = made_image(*SIZE, seed=seed) / 255
     return np.stack([y, 0.8 * y + 0.1, 1 - y], axis=-1)
 
 

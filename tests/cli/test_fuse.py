@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import tifffile
 from cli.helpers import SIZE, coloured, complaint, listing
-from conftest import made_picture
+from conftest import made_image
 from rich.progress import Progress
 
 import ddfm.cli
@@ -73,7 +73,7 @@ def test_whose_colour(fuse, folder, mode, channels):
 
 
 def test_grey_sources_give_a_grey_file(fuse, folder):
-    images.write(folder / "other.png", made_picture(*SIZE, seed=5) / 255)
+    images.write(folder / "other.png", made_image(*SIZE, seed=5) / 255)
     assert fuse(sources=("ir.png", "other.png"))[0] == 0
     assert PIL.Image.open(folder / "fused.png").mode == "L"
 
@@ -82,7 +82,7 @@ def test_grey_sources_give_a_grey_file(fuse, folder):
 def test_three_sources(fuse, folder, prior, coloured_ones):
     names = ("a.png", "b.png", "c.png")
     for k, name in enumerate(names):
-        images.write(folder / name, coloured(k) if k in coloured_ones else made_picture(*SIZE, seed=k) / 255)
+        images.write(folder / name, coloured(k) if k in coloured_ones else made_image(*SIZE, seed=k) / 255)
     assert fuse("--steps", 2, sources=names)[0] == 0
     fused = images.read(folder / "fused.png").pixels
     assert fused.ndim == (3 if coloured_ones else 2)
@@ -145,7 +145,7 @@ def test_the_bar_moves_tile_by_tile(fuse, monkeypatch):
     ],
 )
 def test_depth_of_the_result(fuse, folder, source_bits, depth, output, bits):
-    images.write(folder / "deep.png", made_picture(*SIZE, seed=1) / 255, source_bits)
+    images.write(folder / "deep.png", made_image(*SIZE, seed=1) / 255, source_bits)
     assert fuse("--depth", depth, sources=("deep.png", "vis.png"), output=output)[0] == 0
     assert images.read(folder / output).bits == bits
 
@@ -281,7 +281,7 @@ def test_an_anonymised_image_has_no_exif(fuse, folder):
 
 
 def test_normalise_lifts_dark_images_and_raw_counts_are_lifted_by_themselves(fuse, folder):
-    shape = made_picture(*SIZE, seed=1).astype(np.uint16)
+    shape = made_image(*SIZE, seed=1).astype(np.uint16)
     contrast = {}
     for name, offset in (("dark", 0), ("raw", 2000)):
         tifffile.imwrite(folder / f"{name}.tif", shape // 4 + offset)

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import tifffile
 from cli.helpers import SIZE, complaint, listing
-from conftest import made_picture
+from conftest import made_image
 
 import ddfm.cli
 import ddfm.cli.loading
@@ -20,7 +20,7 @@ def truncated(folder):
 
 
 def animated(folder):
-    frames = [PIL.Image.fromarray(made_picture(*SIZE, seed=s)) for s in range(2)]
+    frames = [PIL.Image.fromarray(made_image(*SIZE, seed=s)) for s in range(2)]
     frames[0].save(folder / "bad.gif", save_all=True, append_images=frames[1:])
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import PIL.Image
 import pydicom
 import tifffile
-from conftest import DATA, made_picture
+from conftest import DATA, made_image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-GREY = made_picture(20, 18, seed=1)
+GREY = made_image(20, 18, seed=1)
 RGB = np.stack([GREY, GREY // 2, 255 - GREY], axis=-1)
 DEEP = GREY.astype(np.uint16) * 257
 

@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pydicom
 import pytest
-from conftest import made_picture
+from conftest import made_image
 from fuzz.corpus import GREY, dicom, nifti, pil, tiff
 
 import ddfm.runs.execution
@@ -82,7 +82,7 @@ def table(tmp_path):
     for name in [*GOOD, "first", "unread", "unfused", "unwritten"]:
         for k, sensor in enumerate(("ir", "vi")):
             (tmp_path / sensor).mkdir(exist_ok=True)
-            images.write(tmp_path / sensor / f"{name}.png", made_picture(20, 18, seed=k) / np.float32(255))
+            images.write(tmp_path / sensor / f"{name}.png", made_image(20, 18, seed=k) / np.float32(255))
     rows = [f"ir/{name}.png,vi/{name}.png," for name in ("unread", "unfused", "unwritten")]
     for name, data in bad_files().items():
         path = tmp_path / "vi" / name

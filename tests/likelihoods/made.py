@@ -4,7 +4,7 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 import torch
-from conftest import made_picture
+from conftest import made_image
 
 
 def uniform(*shape, seed=0, dtype=torch.float64):
@@ -13,7 +13,7 @@ def uniform(*shape, seed=0, dtype=torch.float64):
 
 def scenes(count, height=48, width=64, first=0):
     """Images in [0, 1], (1, 1, H, W), of different content."""
-    return [torch.tensor(made_picture(height, width, seed=first + k) / 255)[None, None].float() for k in range(count)]
+    return [torch.tensor(made_image(height, width, seed=first + k) / 255)[None, None].float() for k in range(count)]
 
 
 def texture(height, width, seed, contrast=0.18):

@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
-from conftest import made_picture
+from conftest import made_image
 from likelihoods.made import noisy, scenes, texture, uniform
 
 from ddfm.likelihoods.noise import noise_std
@@ -208,7 +208,7 @@ def seeded(seed=0):
 @pytest.mark.parametrize("count", [2, 3])
 def test_equal_sources_give_that_source_back(tiny_prior, count):
     """Even where the prior knows nothing: this one is random."""
-    picture = made_picture(48, 64)
+    picture = made_image(48, 64)
     fused = tiny_prior([picture] * count, generator=seeded()).images[0]
     assert np.abs(fused - picture / 255).mean() < 0.03
     assert np.abs(gradient(torch.tensor(fused))[0] - gradient(torch.tensor(picture / 255))[0]).mean() < 0.004
@@ -221,7 +221,7 @@ def test_exchanging_the_sources_changes_nothing(tiny_prior, pair, sampler):
 
 
 def test_three_sources_in_any_order(tiny_prior):
-    three = [made_picture(33, 46, seed=s) for s in range(3)]
+    three = [made_image(33, 46, seed=s) for s in range(3)]
     fused = [tiny_prior(list(order), generator=seeded()).images for order in permutations(three)]
     for picture in fused[1:]:
         np.testing.assert_allclose(picture, fused[0], atol=1e-4)
@@ -261,7 +261,7 @@ def psnr(a, b):
 
 @pytest.mark.parametrize("sigma", [15, 30])
 def test_the_prior_takes_the_noise_out_of_the_fusion(embedded, sigma):
-    clean = [texture(96, 96, seed=1), made_picture(96, 96, seed=2) / np.float32(255)]
+    clean = [texture(96, 96, seed=1), made_image(96, 96, seed=2) / np.float32(255)]
     dirty = [noisy(s, sigma, seed=k) for k, s in enumerate(clean)]
     wanted = embedded(clean, generator=seeded()).images[0]
     with_prior = embedded(dirty, generator=seeded()).images[0]
@@ -270,7 +270,7 @@ def test_the_prior_takes_the_noise_out_of_the_fusion(embedded, sigma):
 
 
 def test_equal_sources_pass_the_embedded_prior_unharmed(embedded):
-    picture = made_picture(64, 80, seed=4)
+    picture = made_image(64, 80, seed=4)
     fused = embedded([picture, picture], generator=seeded()).images[0]
     assert np.abs(255 * fused - picture).mean() < 1.5
 
@@ -286,7 +286,7 @@ def test_equal_sources_are_never_taken_for_noise(embedded):
 
 
 def test_the_seed_hardly_matters(embedded):
-    sources = [texture(96, 96, seed=1), made_picture(96, 96, seed=2) / np.float32(255)]
+    sources = [texture(96, 96, seed=1), made_image(96, 96, seed=2) / np.float32(255)]
     fused = [embedded(sources, generator=seeded(seed)).images[0] for seed in range(3)]
     assert np.std(fused, axis=0).mean() < 2 / 255
 

@@ -8,7 +8,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import made_picture, tiny_unet
+from conftest import made_image, tiny_unet
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from hypothesis import given, settings
@@ -206,7 +206,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path):
 
 
 def test_a_checkpoint_that_is_not_one_is_refused(tmp_path):
-    for content in (b"", b"not a checkpoint", made_picture(40, 40, "random").tobytes()):
+    for content in (b"", b"not a checkpoint", made_image(40, 40, "random").tobytes()):
         (tmp_path / "noise.pt").write_bytes(content)
         assert "noise.pt" in refusal(tmp_path / "noise.pt")
 
@@ -344,14 +344,14 @@ def test_embedded_prior_is_luma_and_predicts_the_image_on_the_linear_schedule(em
 
 
 def test_embedded_prior_denoises_by_three_decibels_at_least(embedded):
-    x0 = as_luma(made_picture(96, 96, seed=3))
+    x0 = as_luma(made_image(96, 96, seed=3))
     x_t, t, noisy = noised(embedded, x0, sigma=25)
     assert decibels(embedded.denoiser()(x_t, t), x0) > decibels(noisy, x0) + 3
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 33)])
 def test_embedded_prior_denoises_small_and_odd_pictures(embedded, size):
-    x0 = as_luma(made_picture(*size, seed=3))
+    x0 = as_luma(made_image(*size, seed=3))
     x_t, t, noisy = noised(embedded, x0, sigma=25)
     x0_guess = embedded.denoiser()(x_t, t)
     assert x0_guess.shape == x0.shape

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import made_picture
+from conftest import made_image
 
 from ddfm.pipeline import DDFMPipeline
 from ddfm.prior.precision import best_dtype
@@ -34,7 +34,7 @@ def test_the_gpu_decides(capability, dtype, monkeypatch):
 
 @pytest.mark.parametrize("seed", [1, 5])
 def test_bfloat16_changes_a_clean_pair_by_less_than_a_grey_level(seed):
-    pair = [made_picture(64, 80, seed=seed), made_picture(64, 80, seed=seed + 1)]
+    pair = [made_image(64, 80, seed=seed), made_image(64, 80, seed=seed + 1)]
     fused = []
     for dtype in (torch.float32, torch.bfloat16):
         pipe = DDFMPipeline.from_prior("embedded", "cpu", dtype)

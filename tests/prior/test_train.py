@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import made_picture
+from conftest import made_image
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory):
     for folder in ("natural", "thermal"):
         (root / folder).mkdir()
         for k in range(8):
-            cv2.imwrite(str(root / folder / f"{k:03d}.png"), made_picture(32, 40, seed=k + len(folder)))
+            cv2.imwrite(str(root / folder / f"{k:03d}.png"), made_image(32, 40, seed=k + len(folder)))
     return root
 
 
@@ -229,7 +229,7 @@ def test_held_out_images_smaller_than_a_crop_are_said_and_skipped(data, tmp_path
     small = tmp_path / "data/natural"
     small.mkdir(parents=True)
     for k in range(30):
-        cv2.imwrite(str(small / f"{k:03d}.png"), made_picture(*((32, 40) if k % 2 else (12, 12)), seed=k))
+        cv2.imwrite(str(small / f"{k:03d}.png"), made_image(*((32, 40) if k % 2 else (12, 12)), seed=k))
     checkpoint, lines = trained(tmp_path / "data", tmp_path / "run")
     assert "skipped" in lines[0] and checkpoint["step"] == TINY.steps
 
@@ -330,7 +330,7 @@ def test_learning_rate_is_never_negative_nor_above_the_warm_up(steps, decay, dat
 
 def test_crops_are_pictures_in_range_and_differ():
     rng = np.random.default_rng(0)
-    pictures = [made_picture(40, 50), made_picture(16, 16, "random")]
+    pictures = [made_image(40, 50), made_image(16, 16, "random")]
     crops = random_crops(pictures, np.array([0.7, 0.3]), 8, 16, rng)
     assert crops.shape == (8, 1, 16, 16) and crops.dtype == torch.float32
     assert crops.min() >= -1 and crops.max() <= 1
@@ -349,7 +349,7 @@ def test_crops_do_not_show_the_levels_of_eight_bits():
 
 
 def test_scales_leave_out_what_is_smaller_than_a_crop():
-    assert [s.shape for s in scales(made_picture(40, 60), crop=28)] == [(40, 60), (28, 42)]
+    assert [s.shape for s in scales(made_image(40, 60), crop=28)] == [(40, 60), (28, 42)]
 
 
 def jpeg(grey, quality):
@@ -373,7 +373,7 @@ def test_blockiness_of_any_size_is_finite_and_that_of_flat_pictures_is_low(shape
 
 
 def test_batches_depend_on_the_seed_and_the_step_alone():
-    pictures = [made_picture(40, 50)]
+    pictures = [made_image(40, 50)]
     one, same, other = (Batches(pictures, np.ones(1), 4, 16, seed) for seed in (0, 0, 1))
     one[3]
     assert torch.equal(one[5], same[5])
@@ -393,7 +393,7 @@ def test_training_makes_a_better_denoiser(data, tmp_path):
     config = replace(TINY, steps=60, decay=0.0)
     trained(data, tmp_path, config)
     prior = load_prior(tmp_path / "prior")
-    pictures = [made_picture(32, 40, seed=50)]
+    pictures = [made_image(32, 40, seed=50)]
 
     def psnr(unet):
         return denoising_psnr(lambda y, sigma: unet.denoise(y, torch.tensor([sigma])), pictures, 50)

@@ -4,7 +4,7 @@ import io
 import json
 
 import numpy as np
-from conftest import made_picture
+from conftest import made_image
 
 from ddfm.io import images
 from ddfm.runs.batch import MANIFEST
@@ -16,7 +16,7 @@ def make_pair(root, stem, size=(24, 32), suffix=".png", dtype=np.uint8, colour=F
     """One image for each of root/ir and root/vi."""
     for k, sensor in enumerate(("ir", "vi")):
         (root / sensor).mkdir(exist_ok=True)
-        picture = made_picture(*size, seed=sum(map(ord, stem)) + k)
+        picture = made_image(*size, seed=sum(map(ord, stem)) + k)
         if colour and k:
             picture = np.stack([picture, picture // 2, 255 - picture], axis=-1)
         bits = 8 * np.dtype(dtype).itemsize

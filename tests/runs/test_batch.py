@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import made_picture
+from conftest import made_image
 from runs.folders import QUICK, lines, make_pair
 
 import ddfm.runs.execution
@@ -60,8 +60,8 @@ def test_the_manifest_says_how_it_was_made(scenes, prior, tmp_path):
 def test_what_reads_no_further_is_listed_and_the_rest_goes_on(scenes, prior, tmp_path):
     (scenes[0] / "c.png").write_bytes(b"not an image")
     make_pair(tmp_path, "small", (12, 30))
-    images.write(scenes[1] / "d.png", made_picture(40, 25) / np.float32(255))
-    images.write(scenes[1] / "lonely.png", made_picture(24, 32) / np.float32(255))
+    images.write(scenes[1] / "d.png", made_image(40, 25) / np.float32(255))
+    images.write(scenes[1] / "lonely.png", made_image(24, 32) / np.float32(255))
     result = batch(scenes, tmp_path / "out", prior=prior, batch_size=2, **QUICK)
     assert sorted(path.stem for path in result.fused) == ["a", "b", "e"]
     assert result.failed.keys() == {"c", "d", "small"}
@@ -122,7 +122,7 @@ def test_an_output_that_links_to_any_source_is_refused_before_the_work(scenes, p
 
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(scenes, prior, tmp_path, calls):
     (scenes[0] / "c.png").write_bytes(b"not an image")
-    images.write(scenes[1] / "lonely.png", made_picture(24, 32) / np.float32(255))
+    images.write(scenes[1] / "lonely.png", made_image(24, 32) / np.float32(255))
     out = tmp_path / "new" / "out"
     before, seen = sorted(tmp_path.rglob("*")), []
     common = {"prior": prior, "progress": lambda done, total: seen.append((done, total))} | QUICK
@@ -225,7 +225,7 @@ def test_geometry_comes_from_the_source_that_has_it(prior, tmp_path):
     nibabel = pytest.importorskip("nibabel")
     make_pair(tmp_path, "head", (30, 20))
     (tmp_path / "ir" / "head.png").unlink()
-    values = made_picture(30, 20).T[..., None].astype(np.int16)
+    values = made_image(30, 20).T[..., None].astype(np.int16)
     nibabel.Nifti1Image(values, np.diag([2.0, 3.0, 4.0, 1.0])).to_filename(tmp_path / "ir" / "head.nii")
     result = batch([tmp_path / "ir", tmp_path / "vi"], tmp_path / "out", prior=prior, format="nii.gz", **QUICK)
     assert result.failed == {}

@@ -11,7 +11,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from conftest import made_picture, tiny_unet
+from conftest import made_image, tiny_unet
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from runs.folders import QUICK, files, lines, make_pair
 
@@ -70,7 +70,7 @@ def test_what_was_changed_since_is_not_complete(scenes, prior, tmp_path):
     before = files(out)
     (out / "a.png").write_bytes(before["a.png"][:-20])  # cut short
     (out / "b.png").unlink()
-    images.write(scenes[0] / "c.png", made_picture(24, 32, "random") / np.float32(255))  # another source
+    images.write(scenes[0] / "c.png", made_image(24, 32, "random") / np.float32(255))  # another source
     manifest = (out / MANIFEST).read_bytes().splitlines(keepends=True)
     of_d = next(line for line in manifest if b'"name": "d"' in line)
     cut = [line for line in manifest if line != of_d] + [of_d[: len(of_d) // 2]]  # a kill within the last line

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import made_picture
+from conftest import made_image
 from runs.folders import QUICK, files, make_pair, save_dicom, table
 
 from ddfm.errors import InputError
@@ -18,7 +18,7 @@ def make_volumes(root, stem, suffix=".nii.gz", shape=(17, 20, 3), seed=0):
     nibabel = pytest.importorskip("nibabel")
     for k, sensor in enumerate(("ir", "vi")):
         (root / sensor).mkdir(exist_ok=True)
-        values = np.stack([made_picture(*shape[:2], seed=seed + 9 * k + z) for z in range(shape[2])], axis=-1)
+        values = np.stack([made_image(*shape[:2], seed=seed + 9 * k + z) for z in range(shape[2])], axis=-1)
         nibabel.save(
             nibabel.Nifti1Image(values.astype(np.int16), np.diag([2, 3, 4, 1])), root / sensor / (stem + suffix)
         )
@@ -57,12 +57,12 @@ def test_a_table_names_folders_of_dicom_series(prior, tmp_path):
     pytest.importorskip("pydicom")
     for name, seed in (("ct", 1), ("mri", 9)):
         (tmp_path / "p1" / name).mkdir(parents=True)
-        save_dicom(tmp_path / "p1" / name / "IM1", np.stack([made_picture(17, 20, seed=seed + k) for k in range(3)]))
+        save_dicom(tmp_path / "p1" / name / "IM1", np.stack([made_image(17, 20, seed=seed + k) for k in range(3)]))
     rows, out = table(tmp_path, "ct,mri,output\np1/ct,p1/mri,p1\n"), tmp_path / "out"
     result = batch(rows, out, prior=prior, **QUICK)
     assert result.failed == {} and result.fused == [out / "p1.dcm"]
     assert batch(rows, out, prior=prior, resume=True, **QUICK).skipped == result.fused
-    save_dicom(tmp_path / "p1" / "mri" / "IM1", np.stack([made_picture(17, 20, seed=k) for k in range(3)]))
+    save_dicom(tmp_path / "p1" / "mri" / "IM1", np.stack([made_image(17, 20, seed=k) for k in range(3)]))
     assert batch(rows, out, prior=prior, resume=True, **QUICK).fused == result.fused  # a source was changed
 
 
@@ -71,7 +71,7 @@ def test_volumes_that_do_not_fit_are_listed_and_the_rest_goes_on(prior, tmp_path
     for stem in ("beside an image", "elsewhere", "whole"):
         make_volumes(tmp_path, stem)
     (tmp_path / "vi" / "beside an image.nii.gz").unlink()
-    images.write(tmp_path / "vi" / "beside an image.png", made_picture(20, 17) / np.float32(255))
+    images.write(tmp_path / "vi" / "beside an image.png", made_image(20, 17) / np.float32(255))
     away = np.eye(4)
     away[:3, 3] = 900
     nibabel.save(nibabel.Nifti1Image(np.zeros((17, 20, 2)), away), tmp_path / "vi" / "elsewhere.nii.gz")
@@ -107,7 +107,7 @@ def test_rows_of_volumes(prior, tmp_path):
 
 def make_third(root, stem, colour):
     (root / "third").mkdir(exist_ok=True)
-    picture = made_picture(24, 32, seed=7)
+    picture = made_image(24, 32, seed=7)
     images.write(root / "third" / f"{stem}.png", (np.stack([picture] * 2 + [255 - picture], -1) if colour else picture))
 
 

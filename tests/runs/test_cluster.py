@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import made_picture
+from conftest import made_image
 
 from ddfm.cli import main
 from ddfm.errors import InputError
@@ -50,7 +50,7 @@ def make_pairs(root: Path, count: int, size=(24, 32)) -> list[Path]:
     for k, sensor in enumerate(("ir", "vi")):
         (root / sensor).mkdir(parents=True)
         for n in range(count):
-            picture = made_picture(*size, seed=2 * n + k).astype(np.float32) / 255
+            picture = made_image(*size, seed=2 * n + k).astype(np.float32) / 255
             images.write(root / sensor / f"{n:03}.png", picture, 8)
     return [root / "ir", root / "vi"]
 
@@ -82,7 +82,7 @@ def test_the_bytes_are_those_of_one_machine_and_a_second_run_verifies_them(nodes
         batch_on_cluster(pairs, tmp_path / "out", **options)
     (tmp_path / "out" / "003.png").unlink()
     images.write(tmp_path / "out" / "005.png", np.zeros((24, 32), np.float32), 8)  # somebody's own now
-    images.write(pairs[0] / "009.png", made_picture(24, 32, seed=999).astype(np.float32) / 255, 8)
+    images.write(pairs[0] / "009.png", made_image(24, 32, seed=999).astype(np.float32) / 255, 8)
     again = batch_on_cluster(pairs, tmp_path / "out", resume=True, **options)
     assert (again.fused, again.complete, again.failed) == (2, 37, 1)
     assert "was changed since it was written" in again.failures["005"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import made_picture
+from conftest import made_image
 from likelihoods.made import noisy, texture
 
 from ddfm.io import images
@@ -70,8 +70,8 @@ def test_what_is_averaged_down_is_not_cleaned_before(tmp_path):
 def test_the_server_fuses_a_narrow_view_as_the_library_does(tiny_prior):
     place = from_matrix(np.array([[0.5, 0, -10.0], [0, 0.5, -8]]), (30, 30), (64, 80))
     sources = [
-        Image(place.warp(made_picture(30, 30) / 255)),
-        Image(made_picture(64, 80, seed=1).astype(np.float32) / 255),
+        Image(place.warp(made_image(30, 30) / 255)),
+        Image(made_image(64, 80, seed=1).astype(np.float32) / 255),
     ]
     scene = Scene(sources, [], 1, [place, None])
     settings = FusionSettings(num_inference_steps=2, likelihood="paper")

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import made_picture
+from conftest import made_image
 from runs.folders import save_dicom
 
 from ddfm.errors import InputError
@@ -27,7 +27,7 @@ QUICK = {"num_inference_steps": 2, "likelihood": "paper"}
 
 def slices(n=4, height=18, width=22, seed=0):
     """(S, H, W) in 0..255, every slice another one."""
-    return np.stack([made_picture(height, width, seed=seed + k) for k in range(n)]).astype(np.float64)
+    return np.stack([made_image(height, width, seed=seed + k) for k in range(n)]).astype(np.float64)
 
 
 def save_nifti(path, values, affine=AFFINE):
@@ -300,7 +300,7 @@ def test_where_a_result_cannot_go_is_known_before(volumes, tmp_path):
 def test_a_slice_that_was_moved_does_not_lend_its_geometry(tmp_path):
     """Resized it would keep its spacing: a patient of three times the size."""
     save_dicom(tmp_path / "slice.dcm", slices(1))
-    images.write(tmp_path / "photo.png", made_picture(54, 66) / 255)
+    images.write(tmp_path / "photo.png", made_image(54, 66) / 255)
     paths = [tmp_path / "slice.dcm", tmp_path / "photo.png"]
     with pytest.raises(InputError, match="geometry has to come from a DICOM source"):
         Scene.read(paths, align="skip").check_target(tmp_path / "f.dcm")

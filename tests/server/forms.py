@@ -5,14 +5,14 @@ import time
 
 import numpy as np
 import PIL.Image
-from conftest import made_picture
+from conftest import made_image
 
 BASE = "http://127.0.0.1:8000"
 
 
 def png(height=33, width=46, seed=0, colour=False):
     """A made image as the bytes of a PNG file of 300 dpi."""
-    pixels = made_picture(height, width, seed=seed)
+    pixels = made_image(height, width, seed=seed)
     if colour:
         pixels = np.stack([pixels, pixels // 2 + 40, 255 - pixels // 2], axis=-1)
     buffer = io.BytesIO()

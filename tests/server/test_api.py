@@ -12,7 +12,7 @@ for package in ("fastapi", "python_multipart", "prometheus_client", "uvicorn", "
     pytest.importorskip(package, reason="needs ddfm[server]")
 
 import PIL.Image
-from conftest import made_picture
+from conftest import made_image
 from fastapi.testclient import TestClient
 from server.forms import BASE, FORM, png, problem, sources, wait_for
 
@@ -39,7 +39,7 @@ def test_fuse_gives_what_the_library_gives(client, tiny_prior):
 
 def test_where_only_the_frame_sees_the_result_is_what_the_library_gives(tiny_prior):
     narrow = from_matrix(np.array([[0.5, 0, -5.0], [0, 0.5, -5]]), (20, 24), (60, 80))
-    pair = [Image(made_picture(60, 80, seed=k) / np.float32(255)) for k in range(2)]
+    pair = [Image(made_image(60, 80, seed=k) / np.float32(255)) for k in range(2)]
     scene, settings = Scene(pair, frame=1, registrations=[narrow, None]), FusionSettings(num_inference_steps=1)
     fused, _ = worker.fuse_scenes(tiny_prior, [scene], [settings], lambda *_: None)
     np.testing.assert_array_equal(fused[0], scene.fuse(tiny_prior, settings))
@@ -168,7 +168,7 @@ def test_every_setting_and_the_examples_are_described(client):
 def test_one_file_that_holds_two_sources(client, monkeypatch):
     def read(paths, reading):
         assert len(paths) == 1
-        return Scene([Image(made_picture(33, 46, seed=k) / np.float32(255)) for k in range(2)], ["It holds two."])
+        return Scene([Image(made_image(33, 46, seed=k) / np.float32(255)) for k in range(2)], ["It holds two."])
 
     monkeypatch.setattr(Scene, "read", read)
     assert [s["name"] for s in client.post("/v1/preview", files=FORM[:1]).json()["sources"]] == [

@@ -13,7 +13,7 @@ pytest.importorskip("fastapi", reason="needs ddfm[server]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 import PIL.Image
-from conftest import made_picture
+from conftest import made_image
 
 from ddfm.server import app as app_module
 from ddfm.server import worker
@@ -56,7 +56,7 @@ def give(page, *sizes):
     files = []
     for k, (height, width) in enumerate(sizes):
         buffer = io.BytesIO()
-        PIL.Image.fromarray(made_picture(height, width, seed=k)).save(buffer, "PNG")
+        PIL.Image.fromarray(made_image(height, width, seed=k)).save(buffer, "PNG")
         files.append({"name": f"source{k}.png", "mimeType": "image/png", "buffer": buffer.getvalue()})
     page.set_input_files("#file", files)
     page.wait_for_selector("#list img")
