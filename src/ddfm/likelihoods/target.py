@@ -11,7 +11,7 @@ from ddfm.likelihoods.operators import Gradient, gradient, guided_filter, smooth
 FLAT = 1e-5  # local variance below which an image shows nothing: a grey level
 DIM = 0.1  # light that a sensor has anyway: how far the density of a white pixel reaches
 BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # where brightness begins to be kept; what only a source's own white passes
-LIT = 1.5  # power of its light by which a source's background level counts
+FULLY = 1.5  # power by which the background level of who shows more, and is brighter, counts more
 EDGE = 0.02  # gradient (root mean square, a pixel) above which the strongest source's is taken instead of b's
 
 
@@ -55,8 +55,9 @@ def fusion_target(
     details = [s - smooth(s, scale) for s in sources]
     energies = [smooth(detail.square(), scale).add_(FLAT) for detail in details]
     if unsure is not None:
-        lost = [smooth(error.expand_as(e), scale) / 2 for e, error in zip(energies, unsure, strict=True)]
-        energies = [e.add_(error) for e, error in zip(energies, lost, strict=True)]
+        for e, error in zip(energies, unsure, strict=True):
+            if error.any():
+                e.add_(smooth(error.expand_as(e), scale), alpha=0.5)
     strongest = functools.reduce(torch.maximum, energies)
     weights = [guided_filter((e / strongest).sqrt_(), s, edge_scale) for e, s in zip(energies, sources, strict=True)]
     del strongest
@@ -94,10 +95,11 @@ def fusion_target(
 def background(shows: Tensor, levels: Tensor) -> Tensor:
     """c: the mean of the sources' background levels, densities (N, B, 1, 1, 1), to (B, 1, 1, 1).
 
-    Weighted by how much each source `shows` (shaped like the levels), and by its light to the power of LIT: a source
-    that is dark all over is cold or underexposed, which is no reason to darken what the other one shows.
+    Weighted by what each source `shows` (its amplitude, shaped like the levels) times its light, to the power of FULLY:
+    a source that is dark all over is cold or underexposed, which is no reason to darken what the other one shows.
     """
-    weights = shows * (levels - levels.new_tensor(1 + DIM).log().neg_()).clamp_min_(1e-4).pow_(LIT)
+    lights = (levels - levels.new_tensor(1 + DIM).log().neg_()).clamp_min_(1e-4)
+    weights = (shows * lights).pow_(FULLY)
     return (weights * levels).sum(dim=0) / weights.sum(dim=0)
 
 
