@@ -45,9 +45,7 @@ STARTS = 7  # of the grid that are refined, beside the pair as it is
 AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
 LIMIT = 0.15  # a corner displaced by more than this part of the longest side is no misregistration but a mistake
 AGREEMENT = 0.02  # how far, as part of the longest side, the estimates from two halves may differ at a corner
-SMOOTH = (
-    0.005  # share of the variance in detail finer than 2 pixels of 256: PET and SPECT have less, photos ten times it
-)
+SMOOTH = 0.005  # share of the variance in detail finer than 2 pixels of 256; photos have ten times as much
 
 
 @dataclass(frozen=True)
