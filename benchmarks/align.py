@@ -1,6 +1,6 @@
 """Corner error of `ddfm.registration.register` on registered pairs that are warped by a known random transform.
 
-    python benchmarks/align.py MOVING_DIR FIXED_DIR [MOVING_DIR FIXED_DIR ...] [--pairs N] [--seed S]
+    python benchmarks/align.py MOVING_DIR FIXED_DIR [MOVING_DIR FIXED_DIR ...] [--pairs N] [--seed S] [--different N]
 
 Pairs have equal stems. The moving image is shifted by up to 12 px in each direction, turned by up to 3
 degrees and scaled by up to 3 %; then a margin of both is cut off, so that no border gives the warp away. Two
@@ -9,6 +9,8 @@ pair were registered perfectly. "relative": against the known transform applied 
 pair as published; it leaves out what that pair was off by to begin with, and with it any bias that it has
 on this pair. "untouched": what doing nothing would leave. "published": what it finds on the pair as published,
 which is its bias, or what that pair was off by, or both: the absolute error cannot be smaller.
+
+--different N has each moving image beside the fixed ones of the next N pairs instead, and counts how many are believed.
 """
 
 import argparse
@@ -18,7 +20,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ddfm import colour
 from ddfm.io import images
 from ddfm.registration import register
 
@@ -47,11 +48,11 @@ def measure(
 ) -> tuple[float, float, float, float, bool]:
     """(absolute error, relative error, error of doing nothing, displacement of the published pair, confident)."""
     inner = np.s_[margin:-margin, margin:-margin]
-    shape = fixed[inner].shape
+    shape = fixed[inner].shape[:2]
     to_full = square([[1, 0, margin], [0, 1, margin]])
-    truth = np.linalg.inv(to_full) @ random_transform(rng, fixed.shape) @ to_full
+    truth = np.linalg.inv(to_full) @ random_transform(rng, fixed.shape[:2]) @ to_full
     full = to_full @ truth @ np.linalg.inv(to_full)
-    size = moving.shape[::-1]
+    size = moving.shape[1::-1]
     warped = cv2.warpAffine(moving, full[:2], size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     found = register(np.clip(warped, 0, 1)[inner], fixed[inner])
     published = register(moving[inner], fixed[inner])
@@ -67,11 +68,21 @@ def measure(
     )
 
 
+def different(pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> list[bool]:
+    """Whether each moving image is believed to lie on the fixed images of the next `count` pairs."""
+    return [
+        register(moving, pairs[(k + step) % len(pairs)][1]).confident
+        for k, (moving, _) in enumerate(pairs)
+        for step in range(1, count + 1)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--pairs", type=int, default=None, help="at most so many of each two folders")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--different", type=int, default=0, help="so many pairs of different scenes for each image")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     columns = "median   p90  <1.5px"
@@ -80,12 +91,17 @@ def main() -> None:
     for first, second in zip(options.folders[::2], options.folders[1::2], strict=True):
         stems = sorted({p.stem: p for p in first.iterdir()}.items())[: options.pairs]
         partner = {p.stem: p for p in second.iterdir()}
-        rows, start = [], time.perf_counter()
-        for stem, path in stems:
-            pair = [colour.luma(images.read(p).pixels) for p in (path, partner[stem])]
-            rows.append(measure(pair[0], pair[1], rng))
+        start = time.perf_counter()
+        pairs = [(images.read(path).pixels, images.read(partner[stem]).pixels) for stem, path in stems]
+        if options.different:
+            believed = different(pairs, options.different)
+            print(f"{first.parent.name}/{first.name}: {sum(believed)} of {len(believed)} different scenes believed")
+            continue
+        rows = [measure(moving, fixed, rng) for moving, fixed in pairs]
         everything += rows
         report(f"{first.parent.name}/{first.name} {len(rows)}", rows, (time.perf_counter() - start) / 2 / len(rows))
+    if options.different:
+        return
     report(f"all {len(everything)}", everything, float("nan"))
     for name, wanted in (("confident", True), ("refused", False)):
         rows = [row for row in everything if row[4] == wanted]

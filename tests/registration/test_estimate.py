@@ -1,9 +1,14 @@
 """register: images of any sizes in one frame; what lies on each other already is left as it is."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
-from ddfm.registration import register
+from ddfm.palettes import painted
+from ddfm.registration import estimate, from_matrix, identity, register
+from ddfm.registration.affine import is_smooth
+from ddfm.registration.estimate import _better
 from ddfm.registration.transform import corner_distance
 
 
@@ -57,3 +62,41 @@ def test_stretch_and_shear_are_found():
     moving = cv2.warpAffine(shapes(2), truth[:2], fixed.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
     found = register(moving, fixed)
     assert found.confident and corner_distance(truth, found.matrix, fixed.shape) < 1.5
+
+
+def head(seed, smooth=0.0):
+    """(200, 200): an object on black, in parts of their own brightnesses; what of it a slow and coarse sensor sees."""
+    y, x = np.indices((200, 200))
+    inside = ((x - 104) / 55) ** 2 + ((y - 97) / 70) ** 2 < 1
+    parts = cv2.resize(shapes(seed), (200, 200))
+    return cv2.GaussianBlur(np.where(inside, 0.15 + 0.85 * parts, 0).astype(np.float32), (0, 0), smooth or 0.7)
+
+
+def test_a_smooth_image_in_false_colours_is_found_and_believed():
+    truth = np.array([[1.02, -0.02, 7.0], [0.02, 1.02, -9], [0, 0, 1]])
+    activity = cv2.warpAffine(head(2, 2.5), truth[:2], (200, 200))
+    moving, fixed = painted(activity, "ironbow"), head(3)
+    assert is_smooth(moving) and not is_smooth(fixed)
+    found = register(moving, fixed)
+    assert found.confident and corner_distance(truth, found.matrix, fixed.shape) < 3
+    in_bytes = register(np.rint(moving * 255).astype(np.uint8), fixed)
+    assert in_bytes.confident and corner_distance(found.matrix, in_bytes.matrix, fixed.shape) < 1
+
+
+def test_information_alone_is_believed_of_smooth_images_only(monkeypatch):
+    """Images with fine detail that agree would do so in their contours."""
+    fixed = head(3)
+    sure = identity(fixed.shape)
+    monkeypatch.setattr(estimate, "by_contours", lambda *pair: replace(sure, confident=False))
+    monkeypatch.setattr(estimate, "by_information", lambda *pair: sure)
+    assert register(head(2, 2.5), fixed).confident
+    assert not register(head(2), fixed).confident
+
+
+def test_of_two_unsure_findings_the_images_decide():
+    moving, fixed = shapes(2), shapes(3)
+    right = replace(identity(fixed.shape), confident=False)
+    wrong = replace(from_matrix(np.array([[1, 0, 20.0], [0, 1, 9]]), moving.shape, fixed.shape), confident=False)
+    assert _better(right, wrong, moving, fixed) is right and _better(wrong, right, moving, fixed) is right
+    sure = replace(wrong, confident=True)
+    assert _better(right, sure, moving, fixed) is sure

@@ -27,7 +27,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ddfm.colour import luma
 from ddfm.errors import InputError
 
 BINS = 32
@@ -41,11 +40,14 @@ HALVES_AT = 256
 ASIDE = 3.0  # steps from the finding at which either half starts: from there it must come back by itself
 SEARCH = 0.05  # the grid reaches shifts of this part of the longest side, 3.4 degrees, 6 %
 PLAUSIBLE = np.array([0.06, 0.06, 0.035, 0.03, 0.02, 0.02])  # of the parameters of `_matrix`; beyond, the score falls
-INFORMATION = 2.0  # weight of the mutual information (as part of the fixed image's entropy) against the contours'
+INFORMATION = 4.0  # weight of the mutual information (as part of the fixed image's entropy) against the contours'
 STARTS = 7  # of the grid that are refined, beside the pair as it is
 AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
 LIMIT = 0.15  # a corner displaced by more than this part of the longest side is no misregistration but a mistake
-AGREEMENT = 0.01  # how far, as part of the longest side, the estimates from two halves may differ at a corner
+AGREEMENT = 0.02  # how far, as part of the longest side, the estimates from two halves may differ at a corner
+SMOOTH = (
+    0.005  # share of the variance in detail finer than 2 pixels of 256: PET and SPECT have less, photos ten times it
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Alignment:
 
 
 def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
-    """Estimate the affine map that lays moving over fixed; both (H, W) or (H, W, 3) in [0, 1], of one size.
+    """Estimate the affine map that lays moving over fixed; both (H, W) or (H, W, 3), uint8 or in [0, 1], of one size.
 
     Meant for what a mount or a hurried registration leaves: shifts up to 5 % of the image, a few degrees, a
     few percent of scale. A similarity is found first and repeated on either half of a chequerboard of blocks;
@@ -75,7 +77,7 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
     if moving.shape[:2] != fixed.shape[:2] or min(fixed.shape[:2]) < 32:
         sizes = " and ".join(f"{p.shape[1]}x{p.shape[0]}" for p in (moving, fixed))
         raise InputError(f"Images of {sizes} pixels cannot be aligned; give two of one size, at least 32x32.")
-    moving, fixed = luma(moving), luma(fixed)
+    moving, fixed = brightness(moving), brightness(fixed)
     size = max(fixed.shape)
     corners = _corners(fixed.shape)
     starts = [np.zeros(6)]
@@ -129,6 +131,34 @@ def warp(moving: np.ndarray, alignment: Alignment) -> np.ndarray:
     return result
 
 
+def fit(moving: np.ndarray, fixed: np.ndarray, matrix: np.ndarray) -> float:
+    """The criterion at a (2, 3) matrix, however far that moves the image; images as of `align`."""
+    moving, fixed = brightness(moving), brightness(fixed)
+    scale = min(1.0, HALVES_AT / max(fixed.shape))
+    pixels = np.diag([1 / scale, 1 / scale, 1])
+    pixels[:2, 2] = 0.5 / scale - 0.5  # pixel centres of the small image in the large one
+    small = np.linalg.inv(pixels) @ np.vstack([matrix, [0, 0, 1]]) @ pixels
+    return _likeness(_map(moving, scale), _map(fixed, scale))(small[:2])
+
+
+def brightness(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3), uint8 or in [0, 1], to the mean of its channels, (H, W) in [0, 1].
+
+    In the false colours of PET and SPECT weak activity is blue and strong activity red, which luma takes for dark.
+    """
+    image = image.astype(np.float32) / 255 if image.dtype == np.uint8 else np.asarray(image, np.float32)
+    found: np.ndarray = image if image.ndim == 2 else image.mean(axis=-1)
+    return found
+
+
+def is_smooth(image: np.ndarray) -> bool:
+    """Whether an image, as of `brightness`, has no fine detail, as PET and SPECT: few contours are expected."""
+    image = brightness(image)
+    scale = min(1.0, 256 / max(image.shape))
+    small = cv2.GaussianBlur(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), (0, 0), 0.8)
+    return float((small - cv2.GaussianBlur(small, (0, 0), 2.0)).var()) < SMOOTH * float(small.var())
+
+
 def _warp(image: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], interpolation: int) -> np.ndarray:
     """image at `matrix` applied to the pixels of an image of this shape; its edge is repeated where it ends."""
     flags = interpolation | cv2.WARP_INVERSE_MAP
@@ -180,6 +210,17 @@ def _map(image: np.ndarray, scale: float) -> np.ndarray:
 
 def _criterion(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -> Callable[[np.ndarray], float]:
     """The function of p to maximise, for two of `_map`; half 0 or 1: only every second block of a chequerboard."""
+    likeness, shape = _likeness(moving, fixed, half), fixed.shape[:2]
+
+    def score(p: np.ndarray) -> float:
+        beyond = np.maximum(np.abs(p) - PLAUSIBLE, 0) / 0.02
+        return likeness(_matrix(p, shape)) - 0.1 * float(beyond @ beyond)
+
+    return score
+
+
+def _likeness(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -> Callable[[np.ndarray], float]:
+    """The function of a (2, 3) matrix that `_criterion` maximises, with nothing off for large displacements."""
     height, width = fixed.shape[:2]
     weight = np.outer(_taper(height), _taper(width))
     if half is not None:
@@ -200,16 +241,15 @@ def _criterion(moving: np.ndarray, fixed: np.ndarray, half: int | None = None) -
     weighted = contours * weights[:, None]
     energy = float((contours * weighted).sum())
 
-    def score(p: np.ndarray) -> float:
-        warped = _warp(moving, _matrix(p, (height, width)) @ grid, shape, cv2.INTER_LINEAR)[inside]
+    def likeness(matrix: np.ndarray) -> float:
+        warped = _warp(moving, matrix @ grid, shape, cv2.INTER_LINEAR)[inside]
         information = _mutual_information(warped[:, 0], bins, weights) / max(entropy, 1e-9)
         found = warped[:, 1:]
         norm = np.sqrt(energy * float(np.einsum("nc,nc,n->", found, found, weights)))
         correlation = float(np.einsum("nc,nc->", found, weighted)) / max(norm, 1e-9)
-        beyond = np.maximum(np.abs(p) - PLAUSIBLE, 0) / 0.02
-        return float(INFORMATION * information + correlation - 0.1 * float(beyond @ beyond))
+        return float(INFORMATION * information + correlation)
 
-    return score
+    return likeness
 
 
 def _taper(length: int) -> np.ndarray:
