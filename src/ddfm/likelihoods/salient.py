@@ -99,10 +99,10 @@ class Salient:
         equal = torch.stack([(s == sources[0]).flatten(1).all(dim=1) for s in sources]).all(dim=0).view(-1, 1, 1, 1)
         clean = [torch.where(equal, (s + 1) / 2, c) for s, c in zip(sources, clean, strict=True)]
         gain = STRONG if self.contrast == "strong" else 1.0
-        b = fusion_target(clean, self.roles, gain, levels=self.levels)
         unsure = [error_variance(s, n) if n.any() else n for s, n in zip(clean, noises, strict=True)]
-        g = strongest_gradient(clean, b, gain, unsure=unsure)
         low, high = (torch.where(equal, clean[0], bound) for bound in bounds(clean, self.roles))
+        b = fusion_target(clean, self.roles, gain, levels=self.levels, unsure=unsure, limits=(low, high))
+        g = strongest_gradient(clean, b, gain, unsure=unsure)
         state = SalientState(clean, b, g, g, disagreement(clean, b), low, high, noises, equal)
         least = torch.stack(noises).amin(dim=0)  # one clean source is enough: the prior must not smooth it
         if denoise is not None and least.any():

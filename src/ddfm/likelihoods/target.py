@@ -11,6 +11,7 @@ from ddfm.likelihoods.operators import Gradient, gradient, guided_filter, smooth
 FLAT = 1e-5  # local variance below which an image shows nothing: a grey level
 DIM = 0.1  # light that a sensor has anyway: how far the density of a white pixel reaches
 BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # where brightness begins to be kept; what only a source's own white passes
+FULLY = 1.5  # power by which the background level of who shows more, and is brighter, counts more
 EDGE = 0.02  # gradient (root mean square, a pixel) above which the strongest source's is taken instead of b's
 
 
@@ -31,22 +32,32 @@ def fusion_target(
     scale: float = 10.0,
     edge_scale: float = 30.0,
     levels: Sequence[float] | None = None,
+    unsure: Sequence[Tensor] | None = None,
+    limits: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """b: the intensity that the sources show together, (B, 1, H, W) in [0, 1].
 
-        y(b) = c + gain * sum_k w_k (y(s_k) - c_k) / n_k,      y(s) = -log(1 + DIM - s)
+        y(b) = c + P - N (1 - (P / (P + N))^2),      P - N = gain * sum_k w_k (y(s_k) - c_k) / n_k,
 
-    c_k is the source's background level (the median of y, or y of its intensity in `levels`), c their mean weighted by
-    how much each source shows; w_k in (0, 1] its local amplitude over the strongest source's, with edges where the
-    source has them; n_k = 1 + sum_{j != k} corr+(s_j, s_k) min(1, E_j / E_k) counts how many sources see the same thing
-    there, each by the part of k's local variance E_k that it reaches, so that what all see enters at about the contrast
-    of who sees it best. So what only one source sees enters whole, what all see enters once (equal sources give b = s),
-    and a source with nothing to show enters not at all. Summed as densities, lights saturate as lights do: a cold
-    source hardly darkens a bright sky, two bright roads do not burn out. With roles, the visible sources set the
-    background and enter whole; the thermal ones add what is warmer than their background. b keeps the `bounds`.
+    y(s) = -log(1 + DIM - s), P the sum of what is brighter than its background, N of what is darker: darkness counts
+    less where another source contradicts it. c_k is the source's background level (the median of y, or y of its
+    intensity in `levels`), c their mean, see `background`; w_k in (0, 1] its local amplitude over the strongest
+    source's, with edges where the source has them; n_k = 1 + sum_{j != k} corr+(s_j, s_k) min(1, E_j / E_k) counts how
+    many sources see the same thing there, each by the part of k's local variance E_k that it reaches, so that what all
+    see enters at about the contrast of who sees it best. So what only one source sees enters whole, what all see enters
+    once (equal sources give b = s), and a source with nothing to show enters not at all. Summed as densities, lights
+    saturate as lights do: a cold source hardly darkens a bright sky, two bright roads do not burn out. With roles, the
+    visible sources set the background and enter whole; the thermal ones add what is warmer than their background.
+
+    `unsure`: the error variance of each source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised: half of it counts
+    for texture that went with the noise. b keeps the `bounds`, or the `limits` where they are known already.
     """
     details = [s - smooth(s, scale) for s in sources]
     energies = [smooth(detail.square(), scale).add_(FLAT) for detail in details]
+    if unsure is not None:
+        for e, error in zip(energies, unsure, strict=True):
+            if error.any():
+                e.add_(smooth(error.expand_as(e), scale), alpha=0.5)
     strongest = functools.reduce(torch.maximum, energies)
     weights = [guided_filter((e / strongest).sqrt_(), s, edge_scale) for e, s in zip(energies, sources, strict=True)]
     del strongest
@@ -61,9 +72,9 @@ def fusion_target(
         backgrounds = [torch.stack([image.median() for image in y]).view(-1, 1, 1, 1) for y in densities]
     else:
         backgrounds = [density(shows.new_full((len(sources[0]), 1, 1, 1), level)) for level in levels]
-    b = ((shows * torch.stack(backgrounds)).sum(dim=0) / shows.sum(dim=0)).expand_as(sources[0]).clone()
-    for k, (y, background) in enumerate(zip(densities, backgrounds, strict=True)):
-        deviation = y.sub_(background)
+    brighter, darker = torch.zeros_like(sources[0]), torch.zeros_like(sources[0])
+    for k, (y, level) in enumerate(zip(densities, backgrounds, strict=True)):
+        deviation = y.sub_(level)
         if roles is not None and roles[k] == "thermal":
             deviation.clamp_min_(0)
         seen_by = torch.ones_like(y)
@@ -73,8 +84,23 @@ def fusion_target(
                 correlation /= (energies[j] * energies[k]).sqrt_()
                 contrast = (energies[j] / energies[k]).clamp_max_(1)
                 seen_by += correlation.clamp_(0, 1).mul_(contrast)
-        b += deviation.mul_(weights[k]).div_(seen_by).mul_(gain)
-    return within_bounds(light(b), sources, roles)
+        deviation.mul_(weights[k]).div_(seen_by).mul_(gain)
+        brighter += deviation.clamp_min(0)
+        darker -= deviation.clamp_max_(0)
+    contradicted = (brighter / (brighter + darker).clamp_min_(1e-6)).square_()
+    b = light(brighter.add_(background(shows, torch.stack(backgrounds))).sub_(darker.mul_(1 - contradicted)))
+    return torch.clamp(b, *limits) if limits is not None else within_bounds(b, sources, roles)
+
+
+def background(shows: Tensor, levels: Tensor) -> Tensor:
+    """c: the mean of the sources' background levels, densities (N, B, 1, 1, 1), to (B, 1, 1, 1).
+
+    Weighted by what each source `shows` (its amplitude, shaped like the levels) times its light, to the power of FULLY:
+    a source that is dark all over is cold or underexposed, which is no reason to darken what the other one shows.
+    """
+    lights = (levels - levels.new_tensor(1 + DIM).log().neg_()).clamp_min_(1e-4)
+    weights = (shows * lights).pow_(FULLY)
+    return (weights * levels).sum(dim=0) / weights.sum(dim=0)
 
 
 def disagreement(sources: list[Tensor], b: Tensor, scale: float = 10.0) -> Tensor:
@@ -151,8 +177,9 @@ def strongest_gradient(
 
     Chosen by region rather than by pixel, nearly hard: weights (E_k / max_j E_j)^4 of the energies E_k smoothed over
     `scale` pixels. The mean of two unlike gradients has less contrast than either of them, so little is mixed. The
-    energy of what the others show there and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back as
-    contrast, sqrt(1 + R / |g|^2): nothing where one source alone shows something, or all the same, and sqrt(N) at most.
+    energy of what the others show there and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back by half
+    as contrast, sqrt(1 + R / (2 |g|^2)): nothing where one source alone shows something, or all the same, and sqrt(N)
+    at most.
     Each source's gradient is its own times the `room` that the light of b leaves. `unsure`: the error variance of each
     source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised. A gradient is two differences of two pixels and errs by
     four times that; its E_k counts in the choice as far as it is known, by E_k / (E_k + 4 error).
@@ -178,7 +205,7 @@ def strongest_gradient(
     left_out = torch.zeros_like(b)
     for e, (dx, dy) in zip(energies, slopes, strict=True):
         left_out += (e - smooth(dx * gx + dy * gy, scale).square_().div_(strength)).clamp_min_(0)
-    back = left_out.div_(strength).add_(1).sqrt_().clamp_max_(len(sources) ** 0.5).mul_(gain)
+    back = left_out.div_(2 * strength).add_(1).sqrt_().clamp_max_(len(sources) ** 0.5).mul_(gain)
     energy = functools.reduce(torch.add, [e.square_() for e in energies])
     share, (bx, by) = EDGE**4 / energy.add_(EDGE**4), gradient(b)
     back *= 1 - share
