@@ -1,10 +1,12 @@
 """How much of a pseudo-coloured source's colour the fused image keeps where that source is bright.
 
-    python benchmarks/colour.py FIRST_DIR COLOURED_DIR [--pairs 12]
+    python benchmarks/colour.py FIRST_DIR COLOURED_DIR [--pairs 12] [--stems FLIR_07360 ...]
 
 Pairs have equal stems. Over the pixels whose brightest channel in the coloured source is above half: the CIEDE2000
 difference to the source in hue alone and in chroma alone (the other terms weighed down to nothing; 1 is about what an
-eye can tell), and the fused chroma over the source's. Beside it two simpler ways with the same fused luma: the chroma
+eye can tell), and the fused chroma over the source's ("kept"). Then stains: the share of the chroma that is left where
+the fused luma is above twice the source's; and the tint of darkness: saturation (chroma over luma) over the source's
+where its luma is below 0.1 and the fused image darker still. Beside it two simpler ways with the same luma: the chroma
 added and each channel clipped (which turns hues), and the average of the images.
 """
 
@@ -35,17 +37,24 @@ def row(image: np.ndarray, coloured: np.ndarray) -> list[float]:
     hue = colour.deltaE_ciede2000(one, other, kL=NOTHING, kC=NOTHING)
     chroma = colour.deltaE_ciede2000(one, other, kL=NOTHING, kH=NOTHING)
     sizes = [np.hypot(lab[:, 1], lab[:, 2]) for lab in (other, one)]
-    return [hue.mean(), np.quantile(hue, 0.95), chroma.mean(), sizes[0].sum() / max(sizes[1].sum(), 1e-9)]
+    kept = sizes[0].sum() / max(sizes[1].sum(), 1e-9)
+    (y, tint), (before, own) = ((luma, np.hypot(*np.moveaxis(c, -1, 0))) for luma, c in map(split, (image, coloured)))
+    brighter, darker = y > 2 * before, (before < 0.1) & (y < before) & (y > 0)
+    stain = tint[brighter].sum() / own[brighter].sum() if own[brighter].any() else np.nan
+    dim = (tint / y.clip(1e-6))[darker].sum() / (own / before.clip(1e-6))[darker].sum() if own[darker].any() else np.nan
+    return [hue.mean(), np.quantile(hue, 0.95), chroma.mean(), kept, stain, dim]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs=2, type=Path)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--stems", nargs="+", help="these pairs alone")
     args = parser.parse_args(arguments)
     rows: dict[str, list[list[float]]] = {"ddfm": [], "clipped": [], "average": []}
     pairs, _ = pair_by_stem(args.folders)
-    for paths in list(pairs.values())[: args.pairs]:
+    chosen = [pairs[stem] for stem in args.stems] if args.stems else list(pairs.values())[: args.pairs]
+    for paths in chosen:
         first, coloured = (images.read(path).pixels for path in paths)
         fused = fuse(first, coloured)
         grey = np.repeat(luma(first)[..., None], 3, axis=-1)
@@ -55,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ("average", (grey + coloured) / 2),
         ):
             rows[name].append(row(image, coloured))
-    print(f"{len(rows['ddfm'])} pairs          hue  its 95 %  chroma  chroma over the source's")
+    print(f"{len(rows['ddfm'])} pairs          hue  its 95 %    chroma      kept     stain      tint")
     for name, values in rows.items():
-        print(f"{name:14}" + "".join(f"{value:10.2f}" for value in np.mean(values, axis=0)))
+        print(f"{name:14}" + "".join(f"{value:10.2f}" for value in np.nanmean(values, axis=0)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ from ddfm.likelihoods.operators import (
     smooth,
 )
 from ddfm.likelihoods.salient import Salient
-from ddfm.likelihoods.target import fusion_target, room, strongest_gradient, within_bounds
+from ddfm.likelihoods.target import (
+    background,
+    density,
+    fusion_target,
+    light,
+    room,
+    strongest_gradient,
+    within_bounds,
+)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])
@@ -51,6 +59,47 @@ def test_things_that_different_sources_show_in_different_places_all_enter():
     expected = base.clone()
     expected[..., 24:40, 20:36], expected[..., 24:40, 92:108] = 0.8, 0.1
     torch.testing.assert_close(b, expected, atol=0.01, rtol=0)
+
+
+def test_what_is_warm_in_one_source_and_dark_in_the_other_does_not_cancel():
+    """A warm person in a dark coat; what is dark in one source alone stays as dark as it is."""
+    infrared, visible = torch.full((1, 1, 64, 128), 0.4), torch.full((1, 1, 64, 128), 0.4)
+    infrared[..., 24:40, 20:36], visible[..., 24:40, 20:36] = 0.7, 0.2
+    visible[..., 24:40, 92:108] = 0.2
+    b = fusion_target([infrared, visible])
+    assert 0.5 < b[..., 28:36, 24:32].mean() < 0.7
+    assert b[..., 28:36, 96:104].mean().item() == pytest.approx(0.2, abs=0.02)
+
+
+def level_of(levels, shows=(1.0, 1.0)):
+    """The common background of sources with these levels, which show so much."""
+    at = [torch.tensor(values).view(-1, 1, 1, 1, 1) for values in (shows, levels)]
+    return light(background(at[0], density(at[1]))).item()
+
+
+def test_a_source_dark_all_over_hardly_darkens_the_background():
+    assert 0.55 < level_of([0.1, 0.6]) < 0.6
+    assert level_of([0.4, 0.4]) == pytest.approx(0.4)
+    assert level_of([0.0, 0.0]) == pytest.approx(0.0, abs=1e-6)
+    assert level_of([0.3, 0.8], shows=[1.0, 0.05]) < 0.37  # bright, but there is nothing in it
+
+
+def test_texture_that_went_with_the_noise_counts_in_the_weights():
+    generator = torch.Generator().manual_seed(0)
+    sources = [0.4 + a * torch.randn(1, 1, 64, 64, generator=generator) for a in (0.02, 0.05)]
+    sources[0][..., 32:] += 0.2  # what it shows counts for more
+    none, error = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.1**2)
+    known, lost = (fusion_target(sources, unsure=[first, none]) for first in (none, error))
+    torch.testing.assert_close(known, fusion_target(sources))
+    steps = [b[..., 44:].mean() - b[..., :20].mean() for b in (known, lost)]
+    assert steps[1] > 1.1 * steps[0]
+
+
+def test_bounds_that_are_known_are_not_computed_again():
+    sources = scenes(2)
+    low, high = torch.full_like(sources[0], 0.3), torch.full_like(sources[0], 0.4)
+    b = fusion_target(sources, limits=(low, high))
+    assert b.min() == low.min() and b.max() == high.max()
 
 
 def test_black_where_all_are_black_and_white_where_all_are_white():
