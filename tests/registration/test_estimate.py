@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 
 from ddfm.palettes import painted
-from ddfm.registration import estimate, from_matrix, identity, register
+from ddfm.registration import estimate, identity, register
 from ddfm.registration.affine import is_smooth
-from ddfm.registration.estimate import _better
 from ddfm.registration.transform import corner_distance
 
 
@@ -83,20 +82,17 @@ def test_a_smooth_image_in_false_colours_is_found_and_believed():
     assert in_bytes.confident and corner_distance(found.matrix, in_bytes.matrix, fixed.shape) < 1
 
 
-def test_information_alone_is_believed_of_smooth_images_only(monkeypatch):
-    """Images with fine detail that agree would do so in their contours."""
-    fixed = head(3)
-    sure = identity(fixed.shape)
-    monkeypatch.setattr(estimate, "by_contours", lambda *pair: replace(sure, confident=False))
-    monkeypatch.setattr(estimate, "by_information", lambda *pair: sure)
-    assert register(head(2, 2.5), fixed).confident
-    assert not register(head(2), fixed).confident
-
-
-def test_of_two_unsure_findings_the_images_decide():
-    moving, fixed = shapes(2), shapes(3)
-    right = replace(identity(fixed.shape), confident=False)
-    wrong = replace(from_matrix(np.array([[1, 0, 20.0], [0, 1, 9]]), moving.shape, fixed.shape), confident=False)
-    assert _better(right, wrong, moving, fixed) is right and _better(wrong, right, moving, fixed) is right
-    sure = replace(wrong, confident=True)
-    assert _better(right, sure, moving, fixed) is sure
+def test_information_is_asked_only_of_objects_on_black(monkeypatch):
+    """Scenes that agree do so in their contours; of smooth objects contours are asked last."""
+    unsure = replace(identity((200, 200)), confident=False)
+    asked = []
+    monkeypatch.setattr(estimate, "by_contours", lambda *pair: asked.append("contours") or unsure)
+    monkeypatch.setattr(estimate, "by_information", lambda *pair: asked.append("information") or unsure)
+    scene = cv2.GaussianBlur(shapes(2), (0, 0), 2.5)
+    for moving, fixed, order in (
+        (head(2, 2.5), head(3), ["information", "contours"]),
+        (head(3), head(3), ["contours", "information"]),
+        (scene, shapes(3), ["contours"]),
+    ):
+        asked.clear()
+        assert not register(moving, fixed).confident and asked == order
