@@ -329,6 +329,6 @@ def test_no_seams(embedded, tile, t):
     whole = embedded.denoiser(tile=None)(x_t, t)
     tiled = embedded.denoiser(tile=tile, tile_overlap=OVERLAP)(x_t, t)
     assert seam_ratio(tiled, tile, OVERLAP) == pytest.approx(seam_ratio(whole, tile, OVERLAP), rel=0.04)
-    assert seam_ratio(tiled - whole, tile, OVERLAP) < 1.3  # what tiling changes does not gather at the borders
+    assert seam_ratio(tiled - whole, tile, OVERLAP) < 1.25  # what tiling changes does not gather at the borders
     hard = embedded.denoiser(tile=tile, tile_overlap=0)(x_t, t)
     assert seam_ratio(hard - whole, tile, 0) > 1.5  # where seams would show if there were any

@@ -98,7 +98,7 @@ def background(shows: Tensor, levels: Tensor) -> Tensor:
     Weighted by what each source `shows` (its amplitude, shaped like the levels) times its light, to the power of FULLY:
     a source that is dark all over is cold or underexposed, which is no reason to darken what the other one shows.
     """
-    lights = (levels - levels.new_tensor(1 + DIM).log().neg_()).clamp_min_(1e-4)
+    lights = (levels - density(torch.zeros_like(levels))).clamp_min_(1e-4)
     weights = (shows * lights).pow_(FULLY)
     return (weights * levels).sum(dim=0) / weights.sum(dim=0)
 

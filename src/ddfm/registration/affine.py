@@ -28,6 +28,7 @@ import cv2
 import numpy as np
 
 from ddfm.errors import InputError
+from ddfm.registration.features import as_floats
 
 BINS = 32
 BLUR = 1.0  # pixels, at every level
@@ -135,7 +136,7 @@ def brightness(image: np.ndarray) -> np.ndarray:
 
     In the false colours of PET and SPECT weak activity is blue and strong activity red, which luma takes for dark.
     """
-    image = image.astype(np.float32) / 255 if image.dtype == np.uint8 else np.asarray(image, np.float32)
+    image = as_floats(image)
     found: np.ndarray = image if image.ndim == 2 else image.mean(axis=-1)
     return found
 

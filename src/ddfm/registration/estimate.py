@@ -55,10 +55,14 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     # Only of objects on black: by information one of 20 pairs of different road scenes is taken for aligned.
     black = [_similar_shapes(moving.shape, fixed.shape) and affine.is_on_black(image) for image in (moving, fixed)]
     smooth = any(dark and affine.is_smooth(image) for dark, image in zip(black, (moving, fixed), strict=True))
-    found = by_information(moving, fixed) if smooth else by_contours(*pair)
-    if (smooth or all(black)) and not found.confident:
-        other = by_contours(*pair) if smooth else by_information(moving, fixed)
-        found = other if other.confident or not smooth else found
+    if smooth:
+        found = by_information(moving, fixed)
+        if not found.confident and (other := by_contours(*pair)).confident:
+            found = other
+    else:
+        found = by_contours(*pair)
+        if not found.confident and all(black):
+            found = by_information(moving, fixed)
     distance = corner_distance(resized.matrix, found.matrix, fixed.shape)
     if found.confident and distance <= max(ALIGNED, found.residual_px):
         sentence = f"The images are already aligned, within {max(ALIGNED, found.residual_px):.1f} pixels."

@@ -18,7 +18,12 @@ Masked = tuple[np.ndarray, np.ndarray]  # an image (H, W) and where it has data,
 
 def as_luma(image: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3), uint8 or float in [0, 1], to its luma (H, W) in [0, 1]."""
-    return luma(image / np.float32(255) if image.dtype == np.uint8 else image)
+    return luma(as_floats(image))
+
+
+def as_floats(image: np.ndarray) -> np.ndarray:
+    """uint8, or floats in [0, 1], to float32 in [0, 1]."""
+    return image / np.float32(255) if image.dtype == np.uint8 else np.asarray(image, np.float32)
 
 
 def correlation(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
