@@ -17,7 +17,7 @@ from torch import Tensor
 
 Gradient = tuple[Tensor, Tensor]  # along W and H, each shaped like the image
 
-BAND = 2**20  # values that work on rows takes at a time
+BAND = 2**16  # values that work on rows takes at a time: the dozen tensors that it makes stay in the cache
 
 
 def gradient(k: Tensor, periodic: bool = False) -> Gradient:
@@ -41,7 +41,7 @@ def gradient_adjoint(u: Gradient, periodic: bool = False) -> Tensor:
 
 
 def bands(like: Tensor) -> Iterator[slice]:
-    """Rows of (..., H, W), some at a time: work that looks at one row alone needs no second image in memory."""
+    """Rows of (..., H, W), some at a time: for work that looks at one row alone."""
     height, rows = like.shape[-2], max(1, BAND // like[..., :1, :].numel())
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))
@@ -129,4 +129,5 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
 def _planes(change: Callable[[np.ndarray], np.ndarray], x: Tensor) -> Tensor:
     """`change` of each (H, W) of (B, C, H, W)."""
     changed = [torch.from_numpy(change(plane)) for plane in x.flatten(0, 1).cpu().numpy()]
-    return torch.stack(changed).view(*x.shape[:2], *changed[0].shape).to(x.device)
+    stacked = changed[0] if len(changed) == 1 else torch.stack(changed)  # which copies
+    return stacked.view(*x.shape[:2], *changed[0].shape).to(x.device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from ddfm.errors import InputError
 from ddfm.likelihoods.base import SourceDenoiser
 from ddfm.likelihoods.noise import Noise, measure_noise, remaining_noise, remove_noise
-from ddfm.likelihoods.operators import bands, gradient, screened_poisson
+from ddfm.likelihoods.operators import Gradient, bands, gradient, screened_poisson
 from ddfm.likelihoods.spread import error_variance, fused_variance
 from ddfm.likelihoods.target import bounds, disagreement, fusion_target, strongest_gradient
 
@@ -36,8 +36,8 @@ class SalientState:
 
     sources: list[Tensor]  # denoised
     b: Tensor
-    g: tuple[Tensor, Tensor]
-    u: tuple[Tensor, Tensor]  # ~ grad k
+    g: Gradient
+    u: Gradient  # ~ grad k
     disagreement: Tensor  # there b is less certain, and the prior has more to say
     low: Tensor  # the bounds of f
     high: Tensor
@@ -47,7 +47,7 @@ class SalientState:
     def at(self, rows: slice) -> "SalientState":
         """The same for some rows of the image."""
 
-        def cut(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        def cut(pair: Gradient) -> Gradient:
             return pair[0][..., rows, :], pair[1][..., rows, :]
 
         return replace(
@@ -151,21 +151,23 @@ class Salient:
                 with_next = slice(rows.start, rows.stop + 1)
                 dx, dy = (d[..., : rows.stop - rows.start, :] for d in gradient(k[..., with_next, :]))
                 f[..., rows, :], u[0][..., rows, :], u[1][..., rows, :] = self.m_step(
-                    f[..., rows, :], k[..., rows, :], (dx, dy), state.at(rows)
+                    k[..., rows, :], (dx, dy), state.at(rows)
                 )
         return f.mul_(2).sub_(1), replace(state, u=u)
 
-    def m_step(
-        self, f: Tensor, k: Tensor, dk: tuple[Tensor, Tensor], state: SalientState
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def m_step(self, k: Tensor, dk: Gradient, state: SalientState) -> tuple[Tensor, Tensor, Tensor]:
         """f and u, each the minimiser of its part of Q given k, with the E-step's weights at k; pixel by pixel."""
-        inv_m = self.intensity * self.e_step(k - state.b, state.disagreement)
-        inv_n = [self.gradient * self.e_step(d - g) for d, g in zip(dk, state.g, strict=True)]
-        tie = self.eta * self.kappa
-        ux, uy = ((2 * w * g + tie * d) / (2 * w + tie) for w, g, d in zip(inv_n, state.g, dk, strict=True))
-        data = (2 * inv_m * state.b + self.eta * k) / (2 * inv_m + self.eta)
-        return data.clamp(state.low, state.high), ux, uy
+        f = self.drawn(k, state.b, self.intensity / self.eta, state.disagreement)
+        ux, uy = (self.drawn(d, g, self.gradient / (self.eta * self.kappa)) for d, g in zip(dk, state.g, strict=True))
+        return f.clamp_(state.low, state.high), ux, uy
 
-    def e_step(self, residual: Tensor, uncertainty: Tensor | float = 0.0) -> Tensor:
+    def drawn(self, x: Tensor, aim: Tensor, weight: float, uncertainty: Tensor | None = None) -> Tensor:
+        """argmin_y 2 weight E[1/m] (y - aim)^2 + (y - x)^2, which lies between x and its aim."""
+        residual = aim - x
+        pull = self.e_step(residual, uncertainty).mul_(2 * weight)
+        return torch.addcmul(x, residual, pull.div_(pull + 1))
+
+    def e_step(self, residual: Tensor, uncertainty: Tensor | None = None) -> Tensor:
         """E[1/m] of the scale mixture, up to the Laplace scale: 1 / |r|, rounded below the tolerance."""
-        return (residual.square() + self.tolerance**2 + torch.as_tensor(uncertainty).square()).rsqrt()
+        square = residual.square().add_(self.tolerance**2)
+        return (square if uncertainty is None else square.addcmul_(uncertainty, uncertainty)).rsqrt_()

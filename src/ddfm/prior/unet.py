@@ -177,7 +177,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
             x = down(x)
         x = self.mid_block(x)
         for blocks, up in zip(reversed(self.up_blocks), reversed(self.upsamplers), strict=True):
-            x = blocks(up(x) + skips.pop())
+            x = blocks(up(x).add_(skips.pop()))
         return F.pixel_shuffle(self.tail(x), self.unshuffle)
 
 
