@@ -20,12 +20,12 @@ from ddfm.prior.load import load_prior
 from ddfm.prior.train import TrainingConfig, train
 
 CANDIDATES = {
-    "32-64-128-256": TrainingConfig(),
-    "32-64-128-256, blocks 1-2-2-3": TrainingConfig(blocks=(1, 2, 2, 3)),
-    "48-96-192": TrainingConfig(channels=(48, 96, 192), blocks=(1, 2, 3)),
+    "32-64-128, blocks 4-2-3": TrainingConfig(),
+    "32-64-128-256, blocks 2-2-2-2": TrainingConfig(channels=(32, 64, 128, 256), blocks=(2, 2, 2, 2)),
+    "32-64-128-256, blocks 1-2-2-3": TrainingConfig(channels=(32, 64, 128, 256), blocks=(1, 2, 2, 3)),
+    "48-64-128, blocks 2-2-2": TrainingConfig(channels=(48, 64, 128), blocks=(2, 2, 2)),
     "64-128-256, unshuffle 4": TrainingConfig(channels=(64, 128, 256), blocks=(2, 2, 3), unshuffle=4),
     "48, one level of eight": TrainingConfig(channels=(48,), blocks=(8,)),
-    "32-64-96-128": TrainingConfig(channels=(32, 64, 96, 128)),
 }
 
 EMBEDDED = "embedded"
