@@ -88,7 +88,14 @@ class DDFMPipeline(DiffusionPipeline):
         return Denoiser(self.unet, self.scheduler, device=self._execution_device, **options)
 
     @torch.no_grad()
-    def clean(self, source: Any, settings: FusionSettings | None = None, **changes: Any) -> np.ndarray | None:
+    def clean(
+        self,
+        source: Any,
+        settings: FusionSettings | None = None,
+        *,
+        progress: Progress | None = None,
+        **changes: Any,
+    ) -> np.ndarray | None:
         """A source without its noise and stripes, as the likelihood would clean it; None if that changes nothing.
 
         For a source that is to be resampled: its noise can only be told from detail on its own grid. Arguments as of
@@ -99,7 +106,9 @@ class DDFMPipeline(DiffusionPipeline):
         if not hasattr(model, "clean"):
             return None
         device = self._execution_device
-        denoiser = self.denoiser(tile=settings.tile, tile_overlap=settings.tile_overlap, precision=_precision(settings))
+        denoiser = self.denoiser(
+            tile=settings.tile, tile_overlap=settings.tile_overlap, precision=_precision(settings), progress=progress
+        )
         with on_free_cores(device):
             noisy = _to_luma([pixels]).to(device)
             cleaned = model.clean(noisy, denoiser.at)

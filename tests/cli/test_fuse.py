@@ -221,6 +221,8 @@ def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
     assert fuse("--rig", rig, "--frame", "first", "--overwrite", sources=("small.png", "large.png"))[0] == 0
     assert images.read(sensors / "fused.png").pixels.shape == (56, 72)
     assert "does not exist" in complaint(fuse("--rig", sensors / "none.json", sources=("small.png", "large.png")))
+    for more in (["--align", "auto"], ["--align", "force"], ["--assume-aligned"]):
+        assert "drop one of them" in complaint(fuse("--rig", rig, *more, sources=("small.png", "large.png")))
 
 
 def test_an_unsure_registration_writes_nothing_and_says_so(ddfm_, folder):

@@ -139,6 +139,8 @@ def test_a_range_in_the_unit_of_the_file(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", celsius)
     pixels = images.read(tmp_path / "a.tif", value_range=(0, 40)).pixels
     np.testing.assert_allclose(pixels, np.clip(celsius / 40, 0, 1), atol=1e-5)
+    whole = images.read(tmp_path / "a.tif", normalise=True, value_range=(-100, 100)).pixels
+    np.testing.assert_allclose(whole, (celsius + 100) / 200, atol=1e-5)  # no percentile clips what is in the range
     with pytest.raises(InputError, match="lower to a higher"):
         images.read(tmp_path / "a.tif", value_range=(40, 0))
 

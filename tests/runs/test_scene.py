@@ -325,6 +325,8 @@ def test_a_result_is_never_written_onto_a_source(volumes):
         ({"value_range": (1, 2, 3)}, "value_range is two numbers"),
         ({"normalise": "maybe"}, "normalise is true or false"),
         ({"rig": "absent.json"}, "absent.json does not exist"),
+        ({"rig": identity((16, 20)), "align": "auto"}, "and so does align=auto: drop one of them"),
+        ({"rig": identity((16, 20)), "align": "skip"}, "and so does align=skip: drop one of them"),
     ],
 )
 def test_a_reading_that_cannot_be_is_refused_in_a_sentence(tmp_path, changes, sentence):

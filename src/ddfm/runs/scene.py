@@ -23,9 +23,10 @@ from ddfm.io import images, thermal
 from ddfm.io.files import quoted
 from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
+from ddfm.io.sources import read_source
 from ddfm.palettes import is_false_colour, overlaid
 from ddfm.runs import fusing
-from ddfm.runs.reading import FIELDS, Reading, read_source, with_changes
+from ddfm.runs.reading import FIELDS, Reading, with_changes
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Scene:
                 f"Fusion takes two or more sources, not {len(paths)}; give the other sensor's file too, unless the one "
                 "is a FLIR radiometric JPEG, which holds temperatures and a photo."
             )
-        sources = [read_source(path, reading) for path in paths]
+        sources = [read_source(path, reading.normalise, reading.value_range, reading.window) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         for k, path in enumerate(paths):
             if any(os.path.samefile(path, other) for other in paths[:k]):
