@@ -1,6 +1,8 @@
 """`ddfm fuse` and `register`: what they write and what they say."""
 
+import io
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -250,6 +252,14 @@ def test_quiet_says_nothing(fuse):
     assert fuse("--quiet") == (0, "", "")
     _, out, err = fuse("--verbose", "--overwrite")
     assert "fused.png: 46x33" in out and "FusionSettings" in err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(fuse, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert fuse("--steps", 1, output="é.png")[0] == 0
+    terminal.flush()
+    assert rb"\xe9.png: 46x33" in terminal.buffer.getvalue()
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])

@@ -364,6 +364,13 @@ def test_counts_are_scaled_in_each_source_by_itself_and_said(tmp_path):
     assert ranged.sources[0].pixels.max() < 0.13
 
 
+def test_a_source_that_shows_nothing_is_said(tmp_path):
+    images.write(tmp_path / "dark.png", np.zeros((20, 24)))
+    images.write(tmp_path / "vis.png", made_image(20, 24) / 255)
+    (said,) = Scene.read([tmp_path / "dark.png", tmp_path / "vis.png"]).findings
+    assert said.endswith("dark.png has the same value everywhere: it shows nothing.")
+
+
 def test_a_range_is_for_the_files_that_have_its_unit(tmp_path):
     counts = np.linspace(7000, 9000, 24 * 24).reshape(24, 24).astype(np.uint16)
     images.write(tmp_path / "photo.png", np.random.default_rng(0).random((24, 24, 3)))

@@ -30,7 +30,7 @@ import numpy as np
 import PIL.Image
 
 from ddfm.errors import InputError
-from ddfm.io.codecs import decode, decode_pil
+from ddfm.io.codecs import Decoded, decode, decode_pil
 from ddfm.io.encode import encode
 from ddfm.io.files import check_writable, open_file, quoted, write_bytes
 from ddfm.io.grid import Grid
@@ -168,6 +168,10 @@ def read_any(
     values, full, findings = decoded.values, decoded.full, []
     if decoded.translucent:
         findings.append(_translucent(name))
+    void = _not_measured(decoded, name)
+    if void is not None:  # a tone of the rest meanwhile, so that it counts in no percentile
+        values = np.where(void, np.quantile(values[~void], 0.5, method="nearest"), values)
+        findings.append(f"{name} has no data in {void.mean():.2%} of its pixels; they are taken as black.")
     own_units = full is None and not (values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1)
     if not normalise and value_range is None and (own_units or (scale_counts and _are_counts(values, full))):
         if not scale_counts and np.isfinite([low := values.min(), high := values.max()]).all():
@@ -180,7 +184,20 @@ def read_any(
     image = Image(
         pixels, bits, Path(path), low, high, decoded.icc, decoded.dpi, findings=tuple(findings), exif=decoded.exif
     )
-    return image.windowed(*value_range) if value_range else image
+    image = image.windowed(*value_range) if value_range else image
+    if void is not None:
+        image.pixels[void] = 0
+    return image
+
+
+def _not_measured(decoded: Decoded, name: str) -> np.ndarray | None:
+    """Where a grey image has the value that its file gives to no data; None if nowhere. Raises InputError."""
+    if decoded.no_data is None or decoded.values.ndim == 3:
+        return None
+    void = np.isnan(decoded.values) if math.isnan(decoded.no_data) else decoded.values == decoded.no_data
+    if void.all():
+        raise InputError(f"{name} has no data in any of its pixels; choose another file.")
+    return void if void.any() else None
 
 
 def _ranged(image: Image, value_range: Range | None, window: Any) -> Image:
@@ -282,7 +299,11 @@ def as_pixels(x: Any) -> np.ndarray:
             raise InputError("The image is a masked array; fill what is masked first, as by `array.filled(0)`.")
         x = x.data
     if not isinstance(x, np.ndarray):
-        raise InputError(f"An image is a path, an array, a tensor or a PIL image, not {type(x).__name__}.")
+        kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}".removeprefix("builtins.")
+        raise InputError(
+            f"An image is a path, an array, a tensor or a PIL image, not {kind}; pass its values as an array, or its "
+            "file to ddfm.Scene, which knows where volumes lie."
+        )
     if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[2] not in (1, 3)):
         raise InputError(f"An image has the shape (H, W) or (H, W, 3), not {tuple(x.shape)}.")
     if x.size == 0:
@@ -293,7 +314,7 @@ def as_pixels(x: Any) -> np.ndarray:
         result: np.ndarray = np.divide(x, FULL_SCALE[8 * x.dtype.itemsize], dtype=np.float32)
         return result
     if x.dtype.kind != "f":
-        raise InputError(f"An image is uint8, uint16 or floating point in [0, 1], not {x.dtype}.")
+        raise InputError(f"An image is uint8, uint16 or floating point in [0, 1], not {x.dtype}; convert it first.")
     low, high = float(x.min()), float(x.max())
     if not np.isfinite([low, high]).all():
         raise InputError("The image contains NaN or infinity; replace these values first.")

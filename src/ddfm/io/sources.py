@@ -31,9 +31,12 @@ def read_source(
         except InputError as error:
             unread = (f"The image in {images.quoted(path)} is taken instead of its temperatures: {error}",)
     image = images.read_any(path, normalise, value_range, window)
-    if value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
+    is_photo = image.bits == 8 and image.pixels.ndim == 3
+    if value_range and (is_photo or image.pixels.min() == image.pixels.max()):
         low, high = value_range
-        why = "is a photo" if image.pixels.ndim == 3 else "has no values in it"
+        why = "is a photo" if is_photo else "has no values in it"
         unread += (f"The range of {low:g} to {high:g} was not applied to {images.quoted(path)}, which {why}.",)
         image = images.read_any(path, normalise, None, window)
+    if image.pixels.min() == image.pixels.max():
+        unread += (f"{images.quoted(path)} has the same value everywhere: it shows nothing.",)
     return replace(image, findings=(*unread, *image.findings))

@@ -75,9 +75,13 @@ class Scene:
                 volumes of different patients or that do not overlap, what cannot be aligned with confidence.
         """
         paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        reading, others = with_changes(reading, changes)
-        if others:
-            raise InputError(f"{min(others)} is not a field of Reading; its fields are {', '.join(sorted(FIELDS))}.")
+        if others := [path for path in paths if not isinstance(path, (str, os.PathLike))]:
+            raise InputError(
+                f"A scene is read from files, not {type(others[0]).__name__}; pass arrays to DDFMPipeline."
+            )
+        reading, unknown = with_changes(reading, changes)
+        if unknown:
+            raise InputError(f"{min(unknown)} is not a field of Reading; its fields are {', '.join(sorted(FIELDS))}.")
         if len(paths) == 1 and not os.path.isdir(paths[0]) and thermal.is_radiometric(paths[0]):
             return cls._from_camera(paths[0], reading)
         if len(paths) < 2:
