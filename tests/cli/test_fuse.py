@@ -227,6 +227,18 @@ def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
         assert "drop one of them" in complaint(fuse("--rig", rig, *more, sources=("small.png", "large.png")))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--save", "no/rig.json"), ("--save", "r.json", "--write-aligned", "a.heic"), ("--write-aligned", "no/a.png")],
+)
+def test_where_a_registration_cannot_be_written_is_known_before(ddfm_, folder, monkeypatch, options):
+    monkeypatch.setattr("ddfm.registration.register", lambda *args: pytest.fail("the images were registered"))
+    before = listing(folder)
+    paths = [folder / text if "." in text else text for text in options]
+    assert "Cannot write" in complaint(ddfm_("register", folder / "ir.png", folder / "vis.png", *paths))
+    assert listing(folder) == before
+
+
 def test_an_unsure_registration_writes_nothing_and_says_so(ddfm_, folder):
     code, out, err = ddfm_("register", folder / "ir.png", folder / "vis.png", "--save", folder / "rig.json")
     assert code == 1 and "not be aligned" in out and "Nothing was written" in err

@@ -35,6 +35,8 @@ def main() -> None:
         code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            if not error.format_message():  # no arguments: the help was shown
+                sys.exit(2)
             names = [f"; the file {text} is given as ./{text}" for text in sys.argv if text[:1] == "-" and exists(text)]
             _fail(f"{plain(error.format_message())} (see ddfm --help{plain(''.join(names[:1]))})")
         if sentence := out_of_memory(error):

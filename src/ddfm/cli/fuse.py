@@ -117,6 +117,7 @@ def register(
     ddfm register thermal.png photo.jpg --write-aligned thermal_in_photo.png
     """
     from ddfm.io import images
+    from ddfm.io.files import check_writable
     from ddfm.io.outputs import Outputs
     from ddfm.io.sources import read_source
     from ddfm.registration import frame_of
@@ -125,7 +126,9 @@ def register(
     outputs = Outputs([moving, fixed], overwrite)
     for path in (save, write_aligned):
         if path is not None:
-            outputs.claim(path)
+            check_writable(outputs.claim(path))
+    if write_aligned is not None:
+        images.check_target(write_aligned)
     pair = [read_source(path) for path in (moving, fixed)]  # as `fuse` does, whose sizes a rig file has
     if volume := next((image for image in pair if image.is_volume), None):
         raise InputError(f"{images.quoted(str(volume.path))} is a volume: `ddfm fuse --rigid` registers volumes.")

@@ -194,6 +194,7 @@ def _published_rows(key: str | None, convention: Convention) -> dict[str, dict[s
 
 def _claim(outputs: Outputs, out_dir: Path, methods: Sequence[str], stems: Sequence[str]) -> None:
     """A file for each result, in a folder for each method: checked before the work, then made."""
+    outputs.folder(out_dir)
     for name in methods:
         for stem in stems:
             outputs.claim(out_dir / name / f"{stem}.png")
