@@ -410,8 +410,9 @@ def fuse(
     """
     if output := {"output_type", "return_dict"} & set(changes):
         raise InputError(f"fuse returns a float32 array; for {min(output)} call a DDFMPipeline.")
-    if any(isinstance(source, (list, tuple)) or getattr(source, "ndim", 0) == 4 for source in (infrared, visible)):
+    sources = [infrared, visible, *others]
+    if any(isinstance(source, (list, tuple)) or getattr(source, "ndim", 0) == 4 for source in sources):
         raise InputError("fuse takes one image for each sensor; for a batch of them call a DDFMPipeline.")
     pipe = _kept_pipeline(str(prior), device)
-    fused = pipe([infrared, visible, *others], settings, **changes).images  # type: ignore[union-attr]
+    fused = pipe(sources, settings, **changes).images  # type: ignore[union-attr]
     return np.asarray(fused[0])

@@ -52,7 +52,7 @@ _JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3]..[\x08\x0c](..)(..)", re.DOTALL)
 # Description, make, model, software, date, artist and copyright of a TIFF, and its EXIF and GPS directories.
 _TEXT_TAGS, _IFD_TAGS = (270, 271, 272, 305, 306, 315, 33432), (0x8769, 0x8825)
 _ORIENTATION = 0x0112
-_NO_DATA = 42113  # GDAL's tag of a GeoTIFF, a number as text
+_NO_DATA, _LONGEST_NUMBER = 42113, 64  # GDAL's tag of a GeoTIFF, a number as text
 
 _lock = threading.Lock()
 _CHATTY = [logging.getLogger(name) for name in ("tifffile", "pydicom", "nibabel.global", "PIL")]
@@ -197,7 +197,8 @@ def _decode_tiff(file: BinaryIO, size: int, name: str) -> Decoded:
         icc = tags.valueof(34675) if 34675 in tags and tags[34675].count <= MAX_VALUES else None
         exif = _tiff_exif(file) if size <= MAX_PACKED else None
         decoded = _finished(values, full, tags.valueof(274, default=1), icc, dpi, exif)
-        return decoded._replace(no_data=_number(tags.valueof(_NO_DATA)) if _NO_DATA in tags else None)
+        said = _NO_DATA in tags and tags[_NO_DATA].count <= _LONGEST_NUMBER
+        return decoded._replace(no_data=_number(tags.valueof(_NO_DATA)) if said else None)
 
 
 def _check_tags(file: BinaryIO, name: str) -> None:
