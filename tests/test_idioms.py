@@ -2,20 +2,24 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import diffusers
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from conftest import tiny_unet
 from diffusers import (
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    UNet2DModel,
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import PipelineCallback
@@ -225,6 +229,64 @@ def test_what_cannot_be_is_refused_in_a_sentence(pipe, pair, options, word):
     with pytest.raises(InputError, match=word) as caught:
         pipe(pair, **options)
     assert str(caught.value)[-1] == "." and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sources", ["ir.png", Path("ir.png"), {"ir": 0}, PIL.Image.new("L", (32, 32)), None])
+def test_sources_that_are_no_list_are_refused_in_a_sentence(pipe, sources):
+    with pytest.raises(InputError, match=rf"an entry for each sensor, not {type(sources).__name__}\."):
+        pipe(sources)
+
+
+def test_images_of_other_libraries_are_refused_with_what_to_do(pipe):
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.GetImageFromArray(np.zeros((32, 32), np.int16))
+    with pytest.raises(
+        InputError, match=r"not SimpleITK\.Image; pass its values as an array, or its file to ddfm\.Scene"
+    ):
+        pipe([image, image])
+    with pytest.raises(InputError, match=r"read from files, not ndarray; pass arrays to DDFMPipeline\."):
+        ddfm.Scene.read([np.zeros((32, 32)), np.zeros((32, 32))])
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        ({"latents": None}, r"a tensor of the shape \(1, 1, 33, 46\)"),
+        ({"latents": torch.zeros(1, 1, 8, 8)}, r"a tensor of the shape"),
+        ({"x0": torch.zeros(1, 1, 33, 46)}, "not another x0"),
+        ({"prompt_embeds": 0}, "not another prompt_embeds"),
+    ],
+)
+def test_what_a_callback_returns_is_used_or_refused(pipe, pair, returned, sentence):
+    with pytest.raises(InputError, match=sentence):
+        samples(pipe, pair, callback_on_step_end=lambda *state: returned)
+
+
+def test_fuse_refuses_what_it_would_not_return(prior, pair):
+    for options in ({"output_type": "pil"}, {"return_dict": False}):
+        with pytest.raises(InputError, match=f"for {min(options)} call a DDFMPipeline"):
+            ddfm.fuse(*pair, prior=prior, **options)
+    with pytest.raises(InputError, match="one image for each sensor"):
+        ddfm.fuse(pair, pair, prior=prior)
+
+
+@pytest.mark.parametrize("name", ["embedded", "openai-256", "model.pt"])
+def test_priors_are_loaded_by_from_prior(name):
+    with pytest.raises(InputError, match=rf"use DDFMPipeline\.from_prior\('{name}'\)"):
+        DDFMPipeline.from_pretrained(name)
+
+
+def test_a_pipeline_is_made_from_another(pair):
+    network = UNet2DModel(
+        *(None, 1, 1),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    pipe = DDFMPipeline.from_pipe(DDPMPipeline(network, DDPMScheduler()))
+    assert pipe.unet is network and np.isfinite(pipe(pair, num_inference_steps=1).images).all()
 
 
 def test_a_mask_is_not_ignored(pipe):

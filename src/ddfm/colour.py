@@ -24,7 +24,7 @@ _R, _G, _B = 0.299, 0.587, 0.114
 # bright regions; hot spots are white with 0, and with 1 no structure of the MRI is left in them.
 ROOM = 0.5
 
-# ITU-R BT.601 studio swing as in skimage.color.rgb2ycbcr: RGB in [0, 1] to Y in [16, 235], Cb and Cr in [16,
+# ITU-R BT.601 limited range as in skimage.color.rgb2ycbcr: RGB in [0, 1] to Y in [16, 235], Cb and Cr in [16,
 # 240].
 _STUDIO = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
 _STUDIO_OFFSET = np.array([16.0, 128.0, 128.0]) / 255

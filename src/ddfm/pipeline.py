@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -22,6 +24,7 @@ from ddfm.errors import InputError
 from ddfm.io.images import as_pixels, eight_bits
 from ddfm.likelihoods import LIKELIHOODS, Likelihood, Released, check_likelihood
 from ddfm.prior import Denoiser, Progress, load_prior
+from ddfm.prior.unet import ResidualUNet
 from ddfm.schedulers import make_sampler, shorthand
 from ddfm.settings import FusionSettings, Precision, changed
 from ddfm.threads import on_free_cores
@@ -63,7 +66,7 @@ class DDFMPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "unet"  # type: ignore[assignment]
     _callback_tensor_inputs = ("latents", "x0")
 
-    def __init__(self, unet: Any, scheduler: Any) -> None:
+    def __init__(self, unet: UNet2DModel | ResidualUNet, scheduler: Any) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)  # type: ignore[no-untyped-call]
         self._interrupt = False
@@ -79,6 +82,15 @@ class DDFMPipeline(DiffusionPipeline):
         prior = load_prior(source, device, dtype)
         return cls(prior.unet, shorthand(prior.scheduler.config, "ddim"))
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[Any], **options: Any) -> "DDFMPipeline":
+        """As diffusers', of a saved pipeline; raises InputError for a prior that only `from_prior` loads."""
+        name = str(pretrained_model_name_or_path)
+        if name in ("embedded", "openai-256") or name.endswith(".pt"):
+            raise InputError(f"{name} is a prior, not a saved pipeline: use DDFMPipeline.from_prior({name!r}).")
+        pipe: DDFMPipeline = super().from_pretrained(pretrained_model_name_or_path, **options)
+        return pipe
+
     def set_progress_bar_config(self, **options: Any) -> None:
         """As diffusers', of tqdm's bar over the steps: `disable=True`."""
         super().set_progress_bar_config(**options)  # type: ignore[no-untyped-call]
@@ -88,7 +100,14 @@ class DDFMPipeline(DiffusionPipeline):
         return Denoiser(self.unet, self.scheduler, device=self._execution_device, **options)
 
     @torch.no_grad()
-    def clean(self, source: Any, settings: FusionSettings | None = None, **changes: Any) -> np.ndarray | None:
+    def clean(
+        self,
+        source: Any,
+        settings: FusionSettings | None = None,
+        *,
+        progress: Progress | None = None,
+        **changes: Any,
+    ) -> np.ndarray | None:
         """A source without its noise and stripes, as the likelihood would clean it; None if that changes nothing.
 
         For a source that is to be resampled: its noise can only be told from detail on its own grid. Arguments as of
@@ -99,7 +118,9 @@ class DDFMPipeline(DiffusionPipeline):
         if not hasattr(model, "clean"):
             return None
         device = self._execution_device
-        denoiser = self.denoiser(tile=settings.tile, tile_overlap=settings.tile_overlap, precision=_precision(settings))
+        denoiser = self.denoiser(
+            tile=settings.tile, tile_overlap=settings.tile_overlap, precision=_precision(settings), progress=progress
+        )
         with on_free_cores(device):
             noisy = _to_luma([pixels]).to(device)
             cleaned = model.clean(noisy, denoiser.at)
@@ -160,6 +181,8 @@ class DDFMPipeline(DiffusionPipeline):
         callback, tensors = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             tensors = tuple(callback.tensor_inputs)
+        if isinstance(sources, (str, bytes)) or not isinstance(sources, (Sequence, np.ndarray, Tensor)):
+            raise InputError(f"The sources are a list, an entry for each sensor, not {type(sources).__name__}.")
         images = [_batch(source) for source in sources]
         model, size = likelihood_of(settings), _check_sources(images)
         steps = model.steps if settings.num_inference_steps is None else settings.num_inference_steps
@@ -223,8 +246,8 @@ class DDFMPipeline(DiffusionPipeline):
             x0 = join(y0, chroma)
             f_t = scheduler.step(x0, t, f_t, **noise).prev_sample  # f_t -> f_{t-1}
             if callback is not None:
-                tensors = {"latents": f_t, "x0": x0}
-                f_t = (callback(self, i, t, {k: tensors[k] for k in callback_tensors}) or {}).get("latents", f_t)
+                given = {"latents": f_t, "x0": x0}
+                f_t = _latents(callback(self, i, t, {name: given[name] for name in callback_tensors}), given)
             if self._interrupt:
                 break
         return f_t
@@ -279,6 +302,17 @@ def _precision(settings: FusionSettings) -> Precision:
     """float32 where published runs are to be reproduced: a hundred steps in bfloat16 end elsewhere."""
     exact = settings.likelihood == "released" or isinstance(settings.likelihood, Released)
     return "float32" if exact and settings.precision == "auto" else settings.precision
+
+
+def _latents(returned: dict[str, Tensor] | None, given: dict[str, Tensor]) -> Tensor:
+    """The latents after a callback. Raises InputError for any other change that it asks for."""
+    returned = returned or {}
+    latents, before = returned.get("latents", given["latents"]), given["latents"]
+    if others := [name for name in returned if name != "latents" and returned[name] is not given.get(name)]:
+        raise InputError(f"A callback may return other latents, not another {others[0]}.")
+    if not isinstance(latents, Tensor) or latents.shape != before.shape:
+        raise InputError(f"The latents that a callback returns are a tensor of the shape {tuple(before.shape)}.")
+    return latents
 
 
 def _luma_of(likelihood: Likelihood, channels: int) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
@@ -366,7 +400,7 @@ def fuse(
         prior: As in `load_prior`.
         device: "cpu", "cuda", ...; None takes CUDA where there is one.
         settings: How to fuse; the same seed gives the same image on the same machine.
-        changes: Fields of `FusionSettings`, or further arguments of `DDFMPipeline.__call__`.
+        changes: Fields of `FusionSettings`, or further arguments of `DDFMPipeline.__call__` but those of its output.
 
     Returns:
         float32 in [0, 1]: (H, W, 3) in the colour of the sources, or (H, W) if all are grey.
@@ -374,6 +408,11 @@ def fuse(
     Raises:
         InputError: an image, prior or setting that cannot be used.
     """
+    if output := {"output_type", "return_dict"} & set(changes):
+        raise InputError(f"fuse returns a float32 array; for {min(output)} call a DDFMPipeline.")
+    sources = [infrared, visible, *others]
+    if any(isinstance(source, (list, tuple)) or getattr(source, "ndim", 0) == 4 for source in sources):
+        raise InputError("fuse takes one image for each sensor; for a batch of them call a DDFMPipeline.")
     pipe = _kept_pipeline(str(prior), device)
-    fused = pipe([infrared, visible, *others], settings, **changes).images  # type: ignore[union-attr]
+    fused = pipe(sources, settings, **changes).images  # type: ignore[union-attr]
     return np.asarray(fused[0])

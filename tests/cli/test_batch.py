@@ -72,6 +72,12 @@ def test_batch_by_patterns_after_one_option(ddfm_, sets, prior):
     assert "is complete" in ddfm_(*line, *more, "--dry-run", "--resume")[1]
 
 
+def test_a_name_of_two_lines_is_shown_on_one(ddfm_, prior, sets):
+    (sets / "ir" / "a\nb.png").touch()
+    _, out, err = ddfm_("batch", sets / "ir", sets / "vis", "-o", sets / "out", "--prior", prior, "--dry-run")
+    assert "a\\nb.png" in err and "nothing was written" in out
+
+
 def test_names_that_are_not_text_are_shown_escaped(ddfm_, sets, prior):
     for folder in ("ir", "vis"):
         (sets / folder / "0 [x].png").rename(sets / folder / os.fsdecode(b"\xff.png"))

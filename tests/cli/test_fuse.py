@@ -1,6 +1,8 @@
 """`ddfm fuse` and `register`: what they write and what they say."""
 
+import io
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -221,6 +223,20 @@ def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
     assert fuse("--rig", rig, "--frame", "first", "--overwrite", sources=("small.png", "large.png"))[0] == 0
     assert images.read(sensors / "fused.png").pixels.shape == (56, 72)
     assert "does not exist" in complaint(fuse("--rig", sensors / "none.json", sources=("small.png", "large.png")))
+    for more in (["--align", "auto"], ["--align", "force"], ["--assume-aligned"]):
+        assert "drop one of them" in complaint(fuse("--rig", rig, *more, sources=("small.png", "large.png")))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--save", "no/rig.json"), ("--save", "r.json", "--write-aligned", "a.heic"), ("--write-aligned", "no/a.png")],
+)
+def test_where_a_registration_cannot_be_written_is_known_before(ddfm_, folder, monkeypatch, options):
+    monkeypatch.setattr("ddfm.registration.register", lambda *args: pytest.fail("the images were registered"))
+    before = listing(folder)
+    paths = [folder / text if "." in text else text for text in options]
+    assert "Cannot write" in complaint(ddfm_("register", folder / "ir.png", folder / "vis.png", *paths))
+    assert listing(folder) == before
 
 
 def test_an_unsure_registration_writes_nothing_and_says_so(ddfm_, folder):
@@ -248,6 +264,14 @@ def test_quiet_says_nothing(fuse):
     assert fuse("--quiet") == (0, "", "")
     _, out, err = fuse("--verbose", "--overwrite")
     assert "fused.png: 46x33" in out and "FusionSettings" in err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(fuse, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert fuse("--steps", 1, output="é.png")[0] == 0
+    terminal.flush()
+    assert rb"\xe9.png: 46x33" in terminal.buffer.getvalue()
 
 
 @pytest.mark.parametrize("option", ["--quiet", "--json"])

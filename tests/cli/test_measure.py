@@ -61,12 +61,13 @@ def test_evaluate_with_baselines_and_names(evaluate, sets):
         (["--convention", "mine"], {}),
         (["--published", "mine"], {}),
         (["--csv", "no/such/folder/t.csv"], {}),
+        (["--metrics", "EN", "--html", "no/such/folder/t.html"], {}),
         ([], {"sources": ["ir"]}),
         ([], {"sources": ["ir", "nowhere"]}),
         ([], {"fused": ["ours", "ours"]}),
         ([], {"fused": ["nowhere"]}),
     ],
-    ids=["metric", "convention", "published", "csv", "one source", "no source", "two of a name", "no fused"],
+    ids=["metric", "convention", "published", "csv", "html", "one source", "no source", "two of a name", "no fused"],
 )
 def test_evaluate_refuses_in_one_line(evaluate, options, changes):
     code, _, err = evaluate(*options, **changes)
@@ -88,6 +89,13 @@ def test_bench_fuses_measures_and_times(ddfm_, sets, prior):
     methods = json.loads((sets / "t.json").read_text())["methods"]
     assert [m["name"] for m in methods][:2] == ["salient", "released"] and methods[0]["seconds_per_pair"] > 0
     assert (sets / "t.html").stat().st_size > 1000 and (sets / "t.csv").exists()
+
+
+def test_bench_keeps_nothing_among_its_sources(ddfm_, sets, prior):
+    before = listing(sets)
+    command = ("bench", "--sources", sets / "ir", "--sources", sets / "vis", "--prior", prior, "--metrics", "EN")
+    assert "a folder of sources" in complaint(ddfm_(*command, "-o", sets / "ir"))
+    assert listing(sets) == before
 
 
 def test_bench_in_tiles(ddfm_, sets, prior, monkeypatch):

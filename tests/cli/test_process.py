@@ -12,6 +12,11 @@ def test_a_wrong_call_is_refused_in_one_line(ddfm_, arguments):
     complaint(ddfm_(*arguments))
 
 
+def test_no_arguments_show_the_help_and_no_empty_error(ddfm_):
+    code, out, err = ddfm_()
+    assert code == 2 and "register" in out + err and "error:" not in out + err
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

@@ -139,8 +139,29 @@ def test_a_range_in_the_unit_of_the_file(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", celsius)
     pixels = images.read(tmp_path / "a.tif", value_range=(0, 40)).pixels
     np.testing.assert_allclose(pixels, np.clip(celsius / 40, 0, 1), atol=1e-5)
+    whole = images.read(tmp_path / "a.tif", normalise=True, value_range=(-100, 100)).pixels
+    np.testing.assert_allclose(whole, (celsius + 100) / 200, atol=1e-5)  # no percentile clips what is in the range
     with pytest.raises(InputError, match="lower to a higher"):
         images.read(tmp_path / "a.tif", value_range=(40, 0))
+
+
+@pytest.mark.parametrize("no_data", [-9999, np.nan])
+def test_pixels_without_data_are_black_and_count_in_no_percentile(tmp_path, no_data):
+    """A thermal map: a quarter of the rectangle is not covered."""
+    celsius = (grey(np.float32) * 30 + 5).astype(np.float32)
+    celsius[: len(celsius) // 4] = no_data
+    tifffile.imwrite(tmp_path / "map.tif", celsius, extratags=[(42113, 2, 0, f"{no_data}", True)])
+    image = images.read_any(tmp_path / "map.tif")
+    inside = celsius[len(celsius) // 4 :]
+    assert image.low >= inside.min() and image.high <= inside.max() and np.ptp(image.pixels[len(inside) :]) > 0.5
+    assert (image.pixels[: len(celsius) // 4] == 0).all()
+    assert "map.tif has no data in " in image.findings[0]
+    hot = images.read_any(tmp_path / "map.tif", value_range=(-20000, 100))
+    assert (hot.pixels[: len(celsius) // 4] == 0).all() and hot.pixels.max() > 0.99
+    celsius[:] = no_data
+    tifffile.imwrite(tmp_path / "map.tif", celsius, extratags=[(42113, 2, 0, f"{no_data}", True)])
+    with pytest.raises(InputError, match="no data in any"):
+        images.read_any(tmp_path / "map.tif")
 
 
 def test_exif_goes_to_the_result(tmp_path):

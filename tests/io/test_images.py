@@ -215,3 +215,5 @@ def test_what_is_assumed_about_a_path_is_a_warning(tmp_path):
     PIL.Image.fromarray(counts).save(tmp_path / "counts.png")
     with pytest.warns(UserWarning, match=r"counts\.png holds counts from 7000 to 7479"):
         assert np.ptp(images.as_pixels(tmp_path / "counts.png")) == 1
+    with pytest.warns(UserWarning, match=r"The PIL image is transparent in places; black"):
+        assert images.as_pixels(PIL.Image.new("RGBA", (4, 4), (255, 255, 255, 51)))[0, 0] == pytest.approx(0.2)

@@ -3,7 +3,9 @@
 import os
 import unicodedata
 
+import numpy as np
 import pytest
+from runs.folders import save_dicom, save_series
 
 import ddfm.io.pairing
 from ddfm.errors import InputError
@@ -102,6 +104,36 @@ def test_radiometric_files_are_groups_of_their_own(made):
     pairing = find_groups([root])
     assert groups(pairing, root) == {"1": ["1.jpg"], "d/2": ["d/2.JPG"]} and "radiometric" in pairing.findings[0]
     assert [path.name for path in pairing.unmatched] == ["3.jpg", "4.png"]
+
+
+def test_a_dicom_series_is_one_source(made, tmp_path):
+    pytest.importorskip("pydicom")
+    slices = np.zeros((3, 4, 4), np.int16)
+    for name in ("p1/mri", "p1/pet", "p2/mri", "p2/pet"):
+        save_series(tmp_path / "one" / name, slices)
+    root = made("p1/mri/preview_ir.png", "p1/mri/preview_vis.png", "p3/mri.nii", "p3/pet.nii", root="one")
+    expected = {
+        "p1": ["p1/mri", "p1/pet"],
+        "p1/mri/preview": ["p1/mri/preview_ir.png", "p1/mri/preview_vis.png"],
+        "p2": ["p2/mri", "p2/pet"],
+        "p3": ["p3/mri.nii", "p3/pet.nii"],
+    }
+    assert groups(find_groups([root]), root) == expected
+    by_pattern = find_groups([root], ["{id}/mri", "{id}/pet"])
+    assert groups(by_pattern, root) == {name: expected[name] for name in ("p1", "p2")}
+    itself = find_groups([root / "p1/mri", root / "p1/pet"])  # each folder is a series
+    assert itself.groups == {"mri": [root / "p1/mri", root / "p1/pet"]}
+
+
+def test_dicom_images_that_are_no_slices_are_paired_by_name(tmp_path):
+    """Of a series each, or of one without positions, as screenshots are."""
+    pytest.importorskip("pydicom")
+    for name in ("ct", "mri"):
+        (tmp_path / name).mkdir()
+        for k in range(3):
+            more = {"SeriesInstanceUID": f"1.2.{k}", "ImagePositionPatient": [0, 0, 0]} if k else {}
+            save_dicom(tmp_path / name / f"{k}.dcm", np.zeros((1, 4, 4), np.int16), **more)
+    assert list(find_groups([tmp_path / "ct", tmp_path / "mri"]).groups) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,11 @@ def test_separators_of_spreadsheets(tmp_path, separator):
     assert read_table(tmp_path / "t.csv", needed=2) == (rows[0], [rows[1]])
 
 
+def test_spaces_around_cells_do_not_count(tmp_path):
+    (tmp_path / "t.csv").write_text('ir ; vis\n a b.png ; "c d.png"\n')
+    assert read_table(tmp_path / "t.csv", 2) == (["ir", "vis"], [["a b.png", "c d.png"]])
+
+
 def test_names_that_are_not_text_are_escaped(tmp_path):
     write_table(tmp_path / "t.csv", [[os.fsdecode(b"\xff.png")]])
     assert (tmp_path / "t.csv").read_text() == "\\udcff.png\n"

@@ -13,6 +13,7 @@ import pytest
 from ddfm.colour import luma
 from ddfm.errors import InputError
 from ddfm.io import thermal
+from ddfm.io.images import as_pixels
 from ddfm.runs.scene import Scene
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "dev" / "thermal"
@@ -106,6 +107,15 @@ def test_a_black_border_of_the_photo_is_left_out_but_not_a_night(tmp_path, camer
     assert photo.pixels.shape == (120, 160, 3) and not photo.findings
     camera.optical[:], camera.optical[50] = 0, 255
     assert thermal.read_sources(tmp_path / "a.jpg")[0][1].pixels.shape == (120, 160, 3)
+
+
+def test_python_reads_the_temperatures_as_the_command_line_does(tmp_path, camera):
+    photo = np.full((30, 40, 3), 90, np.uint8)
+    PIL.Image.fromarray(photo).save(tmp_path / "photo.png")
+    paths = [jpeg(tmp_path / "a.jpg"), tmp_path / "photo.png"]
+    (heat, _) = Scene.read(paths).sources
+    with pytest.warns(UserWarning, match=r"a\.jpg holds temperatures from 20\.0 to 80\.0 °C"):
+        np.testing.assert_array_equal(as_pixels(paths[0]), heat.pixels)
 
 
 @pytest.mark.parametrize(

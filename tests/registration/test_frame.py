@@ -100,6 +100,12 @@ def test_crop_keeps_what_all_see():
             to_frame([large, large], 0, rig=away, crop=crop)
 
 
+def test_what_is_too_small_to_be_registered_is_named(tmp_path):
+    small, large = (Image(np.zeros(shape, np.float32), path=tmp_path / "small.png") for shape in ((15, 15), (64, 64)))
+    with pytest.raises(InputError, match=r"small\.png and .*: Images of 15x15 and 64x64 pixels cannot be aligned"):
+        to_frame([small, large], 1)
+
+
 def test_what_is_asked_is_done():
     small, large = Image(scene(40, 48)), Image(scene())
     same, said, places = parts(to_frame([large, large], 0))

@@ -37,8 +37,17 @@ def table(tmp_path, text):
     return tmp_path / "scenes.csv"
 
 
-def save_dicom(path, stored):
-    """Stored values (S, H, W) of which 2 v - 1024 is meant."""
+def save_series(folder, stored, uid="1.2.3.9"):
+    """A file for each slice of (S, H, W), 3 mm apart, in no order of their names."""
+    folder.mkdir(parents=True)
+    for k, image in enumerate(stored):
+        place = {"ImagePositionPatient": [0, 0, 3 * k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        save_dicom(folder / f"IM{7 * k % 10}.dcm", image[None], SeriesInstanceUID=uid, **place)
+    return folder
+
+
+def save_dicom(path, stored, **more):
+    """Stored values (S, H, W) of which 2 v - 1024 is meant; more: of the header."""
     import pydicom
 
     meta = pydicom.dataset.FileMetaDataset()
@@ -52,6 +61,8 @@ def save_dicom(path, stored):
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
     dataset.RescaleSlope, dataset.RescaleIntercept = "2", "-1024"
     dataset.PixelSpacing = ["0.5", "0.6"]
+    for keyword, value in more.items():
+        setattr(dataset, keyword, value)
     dataset.PixelData = stored.astype("<i2").tobytes()
     dataset["PixelData"].VR = "OW"
     buffer = io.BytesIO()

@@ -165,6 +165,19 @@ def test_files_of_one_folder_are_paired_and_keep_their_subfolders(prior, tmp_pat
     assert result.skipped == [out / "day 1" / "FLIR_0001.png"]
 
 
+def test_another_run_in_the_folder_is_refused(scenes, prior, tmp_path):
+    out, refused = tmp_path / "out", []
+
+    def again(done, total):
+        if not refused:
+            with pytest.raises(InputError, match=r"Another run is writing to .*out: wait for its end") as error:
+                batch(scenes, out, prior=prior, resume=True, **QUICK)
+            refused.append(error)
+
+    assert not batch(scenes, out, prior=prior, progress=again, **QUICK).failed
+    assert refused and sorted(path.suffix for path in out.iterdir()) == [".jsonl", *[".png"] * 5]
+
+
 def test_the_same_folder_twice_is_refused(scenes, prior, tmp_path):
     with pytest.raises(InputError, match="twice"):
         batch([scenes[0], scenes[1] / ".." / "ir"], tmp_path / "out", prior=prior)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import made_image
-from runs.folders import QUICK, files, make_pair, save_dicom, table
+from runs.folders import QUICK, files, make_pair, save_dicom, save_series, table
 
 from ddfm.errors import InputError
 from ddfm.io import images
@@ -64,6 +64,21 @@ def test_a_table_names_folders_of_dicom_series(prior, tmp_path):
     assert batch(rows, out, prior=prior, resume=True, **QUICK).skipped == result.fused
     save_dicom(tmp_path / "p1" / "mri" / "IM1", np.stack([made_image(17, 20, seed=k) for k in range(3)]))
     assert batch(rows, out, prior=prior, resume=True, **QUICK).fused == result.fused  # a source was changed
+
+
+def test_a_folder_of_a_dicom_series_is_a_volume_not_its_slices(prior, tmp_path):
+    pytest.importorskip("pydicom")
+    volume = np.stack([made_image(17, 20, seed=k) for k in range(3)]).astype(np.int16)
+    for k, patient in enumerate(("p1", "day 2/p2")):
+        save_series(tmp_path / "mri" / patient, volume + k, f"1.2.{k}")
+        save_series(tmp_path / "pet" / patient, volume[::-1] + k, f"1.3.{k}")
+    save_dicom(tmp_path / "mri" / "x.dcm", volume[:1])
+    save_dicom(tmp_path / "pet" / "x.dcm", volume[:1])
+    out = tmp_path / "out"
+    result = batch([tmp_path / "mri", tmp_path / "pet"], out, prior=prior, **QUICK)
+    assert result.failed == {} and "4 folders are taken as DICOM series" in result.notes[0]
+    assert {str(path.relative_to(out)) for path in result.fused} == {"p1.dcm", "day 2/p2.dcm", "x.png"}
+    assert images.read_any(out / "p1.dcm").pixels.shape == (3, 17, 20)
 
 
 def test_volumes_that_do_not_fit_are_listed_and_the_rest_goes_on(prior, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import made_image
 
 from ddfm.cli import main
@@ -195,6 +196,23 @@ def records_of(folder, pair):
     records = Records(str(folder), "s", True, "r")
     records.expect(pair)
     return records
+
+
+def test_sources_are_measured_as_they_are_read_to_be_fused(prior, tmp_path):
+    """Temperatures have no values in [0, 1] by themselves."""
+    images.write(tmp_path / "vi.png", made_image(24, 32) / 255)
+    tifffile.imwrite(tmp_path / "ir.tif", 20 + made_image(24, 32, seed=1).astype(np.float32))
+    stage = FuseBatch(
+        tmp_path / "out",
+        prior=prior,
+        device="cpu",
+        settings=QUICK,
+        measure=lambda _, each: {"span": float(np.ptp(each[0]))},
+    )
+    (row,) = stage({"sources": [[str(tmp_path / "ir.tif"), str(tmp_path / "vi.png")]]}).to_pylist()
+    assert (row["status"], row["error"]) == ("fused", None) and json.loads(row["metrics"])["span"] == 255
+    (row,) = stage({"sources": [[str(tmp_path / "vi.png")]]}).to_pylist()
+    assert "unless the one is a FLIR radiometric JPEG" in row["error"]
 
 
 def test_the_command(nodes, prior, tmp_path, capsys, monkeypatch):

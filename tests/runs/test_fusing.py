@@ -39,7 +39,10 @@ def test_noise_of_a_source_that_is_enlarged_is_removed_on_its_own_grid(pipe, tmp
     counts = []
     for each in (clean, scene):
         each.fuse(pipe, progress=lambda done, total: counts.append((done, total)))
-    assert counts == [(1, 2), (2, 2), (1, 2), (2, 3), (3, 3)]
+    assert counts == [(1, 2), (2, 2), (1, 3), (2, 4), (3, 4), (4, 4)]  # two evaluations remove the noise
+    counts.clear()
+    scene.fuse(pipe, progress=lambda done, total: counts.append((done, total)), tile=64, tile_overlap=16)
+    assert counts[0] == (0.5, 3) and all(done <= total for done, total in counts)  # tile by tile from the start
     late = Scene(scene.sources, [], scene.frame, scene.registrations).fuse(pipe)
     assert np.square(fused - reference).mean() < 0.5 * np.square(late - reference).mean()
     np.testing.assert_array_equal(

@@ -325,6 +325,8 @@ def test_a_result_is_never_written_onto_a_source(volumes):
         ({"value_range": (1, 2, 3)}, "value_range is two numbers"),
         ({"normalise": "maybe"}, "normalise is true or false"),
         ({"rig": "absent.json"}, "absent.json does not exist"),
+        ({"rig": identity((16, 20)), "align": "auto"}, "and so does align=auto: drop one of them"),
+        ({"rig": identity((16, 20)), "align": "skip"}, "and so does align=skip: drop one of them"),
     ],
 )
 def test_a_reading_that_cannot_be_is_refused_in_a_sentence(tmp_path, changes, sentence):
@@ -360,6 +362,13 @@ def test_counts_are_scaled_in_each_source_by_itself_and_said(tmp_path):
     assert any("thermal.png holds counts from 7224 to 8107" in finding for finding in scene.findings)
     ranged = Scene.read([tmp_path / "thermal.png", tmp_path / "photo.png"], value_range=(0, 65535))
     assert ranged.sources[0].pixels.max() < 0.13
+
+
+def test_a_source_that_shows_nothing_is_said(tmp_path):
+    images.write(tmp_path / "dark.png", np.zeros((20, 24)))
+    images.write(tmp_path / "vis.png", made_image(20, 24) / 255)
+    (said,) = Scene.read([tmp_path / "dark.png", tmp_path / "vis.png"]).findings
+    assert said.endswith("dark.png has the same value everywhere: it shows nothing.")
 
 
 def test_a_range_is_for_the_files_that_have_its_unit(tmp_path):

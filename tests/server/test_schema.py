@@ -6,7 +6,7 @@ for package in ("fastapi", "python_multipart", "prometheus_client", "uvicorn"):
     pytest.importorskip(package, reason="needs ddfm[server]")
 schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
 
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, reject, settings, strategies
 from hypothesis.errors import Unsatisfiable
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -21,6 +21,17 @@ def _is_no_violation(field):
     return name != "sources" and (value == "" or (isinstance(value, list) and len(value) < 2))
 
 
+@strategies.composite
+def cases(draw, operation, mode):
+    """Requests of one operation, but those whose files schemathesis (4.32) fails to compare with the schema itself."""
+    try:
+        return draw(operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
+    except ValueError as error:
+        if "Unsupported type: 'Binary'" not in str(error):
+            raise
+        reject()
+
+
 @pytest.mark.parametrize("mode", ["POSITIVE", "NEGATIVE"])
 def test_what_is_answered_is_what_is_documented(address, mode):
     tried = 0
@@ -28,7 +39,7 @@ def test_what_is_answered_is_what_is_documented(address, mode):
         operation = found.ok()
 
         @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
-        @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode[mode]))
+        @given(case=cases(operation, mode))
         def check(case):
             nonlocal tried
             assume(not (isinstance(case.body, dict) and any(map(_is_no_violation, case.body.items()))))

@@ -1,5 +1,6 @@
 """The command line. Thin: every option is a parameter of a function elsewhere."""
 
+import errno
 import sys
 from os.path import exists
 from typing import Annotated
@@ -11,6 +12,7 @@ from ddfm.cli import batch, fuse, measure, prior
 from ddfm.cli.console import err, plain
 from ddfm.cli.options import Prior, with_reading, with_settings
 from ddfm.errors import InputError, out_of_memory
+from ddfm.io.files import reason
 
 app = typer.Typer(
     help="Fuse registered images of several sensors by posterior sampling with a diffusion prior (DDFM).",
@@ -22,6 +24,9 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script: one sentence and exit 2 for bad input, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(prog_name="ddfm", standalone_mode=False)  # what typer.Exit carried; with newer typer 130 for Ctrl-C
     except InputError as error:
@@ -30,10 +35,14 @@ def main() -> None:
         code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            if not error.format_message():  # no arguments: the help was shown
+                sys.exit(2)
             names = [f"; the file {text} is given as ./{text}" for text in sys.argv if text[:1] == "-" and exists(text)]
             _fail(f"{plain(error.format_message())} (see ddfm --help{plain(''.join(names[:1]))})")
         if sentence := out_of_memory(error):
             _fail(sentence)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a temporary file, of a log
+            _fail(f"{reason(error).capitalize()}.")
         raise
     if code == 130:
         err.print("interrupted")

@@ -20,6 +20,7 @@ from ddfm.cli.options import (
     option,
 )
 from ddfm.errors import InputError
+from ddfm.io.files import quoted
 from ddfm.runs.reading import Reading
 from ddfm.settings import FusionSettings
 
@@ -101,8 +102,10 @@ def _batch_report(result: "BatchResult", dry_run: bool) -> None:
     fused = {str(path) for path in result.fused}
     for pair in result.pairs if dry_run else []:
         target = pair.output if str(pair.output) in fused else pair.volume_output
-        what = "fails" if pair.name in result.failed else f"-> {target}" if str(target) in fused else "is complete"
-        say(f"{pair.name}: {' + '.join(map(str, pair.sources))} {what}")
+        what = (
+            "fails" if pair.name in result.failed else f"-> {quoted(target)}" if str(target) in fused else "is complete"
+        )
+        say(f"{quoted(pair.name)}: {' + '.join(map(quoted, pair.sources))} {what}")
     counts = f"{len(result.fused)} fused, {len(result.skipped)} complete before, {len(result.failed)} failed"
     if dry_run:
         say(f"would be: {counts}; nothing was written")
@@ -111,17 +114,17 @@ def _batch_report(result: "BatchResult", dry_run: bool) -> None:
         say(f"{counts} in {time}; {result.manifest}")
     _note_names(result)
     for name, findings in result.findings.items() if dry_run else []:
-        note(f"{name}: {' '.join(findings)}")
+        note(f"{quoted(name)}: {' '.join(findings)}")
     if result.findings and not dry_run:
         note(f"For {len(result.findings)} of them something was assumed: see `findings` in the manifest.")
     for name, sentence in result.failed.items():
-        note(f"{name}: {sentence}")
+        note(f"{quoted(name)}: {sentence}")
 
 
 def _note_names(result: "BatchResult | ClusterResult") -> None:
     """What has no partner, and what was decided about names."""
     for path in result.unmatched:
-        note(f"unmatched: {path}")
+        note(f"unmatched: {quoted(path)}")
     for sentence in result.notes:
         note(sentence)
 
@@ -154,7 +157,7 @@ def _on_cluster(pairs: str | list[str], output: str, metrics: str | None, option
     say(f"{counts} in {result.seconds:.1f} s; {result.manifest}")
     _note_names(result)
     for name, sentence in result.failures.items():
-        note(f"{name}: {sentence}")
+        note(f"{quoted(name)}: {sentence}")
     if result.failed > len(result.failures):
         note("More failed: see `error` in the manifest.")
     if result.failed:

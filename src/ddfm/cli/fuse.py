@@ -26,7 +26,7 @@ from ddfm.cli.options import (
     naming,
 )
 from ddfm.errors import InputError
-from ddfm.runs.reading import Reading, read_source
+from ddfm.runs.reading import Reading
 from ddfm.settings import FusionSettings
 
 
@@ -117,15 +117,19 @@ def register(
     ddfm register thermal.png photo.jpg --write-aligned thermal_in_photo.png
     """
     from ddfm.io import images
+    from ddfm.io.files import check_writable
     from ddfm.io.outputs import Outputs
+    from ddfm.io.sources import read_source
     from ddfm.registration import frame_of
     from ddfm.registration import register as run_register
 
     outputs = Outputs([moving, fixed], overwrite)
     for path in (save, write_aligned):
         if path is not None:
-            outputs.claim(path)
-    pair = [read_source(path, Reading()) for path in (moving, fixed)]  # as `fuse` does, whose sizes a rig file has
+            check_writable(outputs.claim(path))
+    if write_aligned is not None:
+        images.check_target(write_aligned)
+    pair = [read_source(path) for path in (moving, fixed)]  # as `fuse` does, whose sizes a rig file has
     if volume := next((image for image in pair if image.is_volume), None):
         raise InputError(f"{images.quoted(str(volume.path))} is a volume: `ddfm fuse --rigid` registers volumes.")
     with naming({}):

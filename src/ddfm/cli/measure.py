@@ -41,12 +41,13 @@ class Measuring:
 
     def claimed(self, inputs: "list[str | Path]") -> "Outputs":
         """The files that will be written, checked before the work."""
+        from ddfm.io.files import check_writable
         from ddfm.io.outputs import Outputs
 
         outputs = Outputs(inputs, self.overwrite)
         for path in (self.csv, self.json, self.html):
             if path is not None:
-                outputs.claim(path)
+                check_writable(outputs.claim(path))
         return outputs
 
     def report(self, evaluation: "Evaluation") -> None:

@@ -175,6 +175,8 @@ def _reading_from(values: dict[str, Any]) -> Reading:
     rig, assume = values.pop("rig"), values.pop("assume_aligned")
     if assume and values["align"] not in (None, "skip"):
         raise InputError(f"--assume-aligned estimates nothing and --align {values['align']} does; drop one of them.")
+    if assume and rig:
+        raise InputError("--assume-aligned takes all as one field of view and --rig does not; drop one of them.")
     texts = {name: str(value) for name, value in values.items() if value is not None}
     with naming({"value_range": "--range"}):
         reading = Reading.from_strings(texts | ({"align": "skip"} if assume else {}))

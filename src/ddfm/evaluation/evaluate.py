@@ -23,7 +23,7 @@ from ddfm.evaluation.table import Evaluation, Example
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.io.pairing import pair_by_stem
-from ddfm.runs.reading import Reading, read_source
+from ddfm.io.sources import read_source
 
 # Zhao et al., "DDFM", ICCV 2023 (arXiv 2303.06840), tables of the main comparison; the "ddfm" convention.
 PUBLISHED: dict[str, dict[str, float]] = {
@@ -194,6 +194,7 @@ def _published_rows(key: str | None, convention: Convention) -> dict[str, dict[s
 
 def _claim(outputs: Outputs, out_dir: Path, methods: Sequence[str], stems: Sequence[str]) -> None:
     """A file for each result, in a folder for each method: checked before the work, then made."""
+    outputs.folder(out_dir)
     for name in methods:
         for stem in stems:
             outputs.claim(out_dir / name / f"{stem}.png")
@@ -205,7 +206,7 @@ def _read_same_size(paths: Sequence[Path], evaluation: Evaluation) -> list[np.nd
     """The sources as they are read to be fused, a sensor's counts stretched; the fused images as they are."""
     every = []
     for k, path in enumerate(paths):
-        image = read_source(path, Reading()) if k < len(evaluation.sources) else images.read(path)
+        image = read_source(path) if k < len(evaluation.sources) else images.read(path)
         if image.is_volume:
             raise InputError(f"{image.name} is a volume of {len(image.pixels)} slices; images are measured.")
         evaluation.findings += image.findings

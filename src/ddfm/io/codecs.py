@@ -52,6 +52,7 @@ _JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3]..[\x08\x0c](..)(..)", re.DOTALL)
 # Description, make, model, software, date, artist and copyright of a TIFF, and its EXIF and GPS directories.
 _TEXT_TAGS, _IFD_TAGS = (270, 271, 272, 305, 306, 315, 33432), (0x8769, 0x8825)
 _ORIENTATION = 0x0112
+_NO_DATA, _LONGEST_NUMBER = 42113, 64  # GDAL's tag of a GeoTIFF, a number as text
 
 _lock = threading.Lock()
 _CHATTY = [logging.getLogger(name) for name in ("tifffile", "pydicom", "nibabel.global", "PIL")]
@@ -62,6 +63,7 @@ class Decoded(NamedTuple):
 
     full: the value of white, such as 4095 for 12 bits, or None for floats and integers that have no such value.
     translucent: whether the file was so, and is composited over black.
+    no_data: The value of pixels that were not measured, of a TIFF that says so.
     """
 
     values: np.ndarray
@@ -70,6 +72,7 @@ class Decoded(NamedTuple):
     dpi: tuple[float, float] | None = None
     exif: bytes | None = None
     translucent: bool = False
+    no_data: float | None = None
 
 
 def decode(file: BinaryIO, name: str) -> Decoded:
@@ -134,7 +137,7 @@ def _check_size(size: tuple[int, int], length: int, name: str) -> None:
 def _decode(data: bytes, name: str) -> Decoded:
     opener = next((opener for magic, opener in OPENERS if data.startswith(magic)), None)
     if opener is None:
-        raise InputError(f"{name} is not an image that can be read; use PNG, JPEG, BMP or TIFF.")
+        raise InputError(f"{name} is not an image that can be read; use PNG, JPEG, BMP, TIFF, DICOM or NIfTI.")
     image = opener(io.BytesIO(data))
     _check_size(image.size, len(data), name)
     if getattr(image, "n_frames", 1) > 1:
@@ -193,7 +196,9 @@ def _decode_tiff(file: BinaryIO, size: int, name: str) -> Decoded:
         dpi = page.get_resolution(unit=2) if 282 in tags and tags.valueof(296, default=2) in (2, 3) else None
         icc = tags.valueof(34675) if 34675 in tags and tags[34675].count <= MAX_VALUES else None
         exif = _tiff_exif(file) if size <= MAX_PACKED else None
-        return _finished(values, full, tags.valueof(274, default=1), icc, dpi, exif)
+        decoded = _finished(values, full, tags.valueof(274, default=1), icc, dpi, exif)
+        said = _NO_DATA in tags and tags[_NO_DATA].count <= _LONGEST_NUMBER
+        return decoded._replace(no_data=_number(tags.valueof(_NO_DATA)) if said else None)
 
 
 def _check_tags(file: BinaryIO, name: str) -> None:
@@ -280,6 +285,13 @@ def _tiff_values(page: Any, file: BinaryIO, name: str) -> tuple[np.ndarray, floa
     if 1 in page.extrasamples:  # colour that is already multiplied by alpha is over black as it stands
         values = values[..., :-1]
     return values, full
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
 
 
 def _inverted(values: np.ndarray, full: float | None) -> np.ndarray:

@@ -6,22 +6,26 @@ known as such, and its frames are put in order along their normal.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ddfm.errors import InputError
-from ddfm.io.codecs import MAX_PIXELS
+from ddfm.io.codecs import MAX_PIXELS, one_sentence
 from ddfm.io.dicom_geometry import Frames, arranged, frames_of
+from ddfm.io.files import open_file, quoted
 from ddfm.io.suv import standardised
 from ddfm.io.volume import Volume
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 MAX_INFLATED = 2**29  # bytes: a deflated file that holds more is refused while less than that is in memory
 CHUNK = 2**22
+PLACED = ("SeriesInstanceUID", "NumberOfFrames", "ImagePositionPatient")
 HEADER_ONLY = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -74,6 +78,26 @@ def decode_series(files: Sequence[tuple[str, bytes]], name: str) -> Volume:
     return _volume(header, values, voids if voids.any() else None, grid, findings, name)
 
 
+def slices_among(paths: Iterable[Path]) -> list[Path]:
+    """Those of some files that are slices of a volume: images of one frame, of one series, at different positions.
+
+    Empty without pydicom, and what cannot be read is none: whoever reads it will say why.
+    """
+    series: dict[str, dict[Path, tuple[str, ...]]] = {}
+    for path in paths:
+        with contextlib.suppress(InputError), open_file(path) as file, one_sentence(quoted(path)):
+            if not is_dicom(file.read(132)) or _meta(file).get("TransferSyntaxUID") == DEFLATED:
+                continue
+            import pydicom
+
+            file.seek(0)
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*PLACED])
+            uid, frames, place = (header.get(keyword) for keyword in PLACED)
+            if uid and place and int(frames or 1) == 1:
+                series.setdefault(str(uid), {})[path] = tuple(map(str, place))
+    return [path for places in series.values() if len(set(places.values())) > 1 for path in places]
+
+
 def parse(data: bytes, name: str, stop_before_pixels: bool = False) -> Any:
     """The dataset; of a deflated file no more is inflated than `MAX_INFLATED`. Raises InputError."""
     import pydicom
@@ -101,7 +125,7 @@ def patient(dataset: Any) -> str:
     return str(dataset.get("PatientID") or "").strip()
 
 
-def _meta(file: io.BytesIO) -> Any:
+def _meta(file: BinaryIO) -> Any:
     """The file meta information, group 2, always explicit little endian; the file is then behind it."""
     from pydicom.filereader import read_dataset
 

@@ -30,7 +30,7 @@ import numpy as np
 import PIL.Image
 
 from ddfm.errors import InputError
-from ddfm.io.codecs import decode, decode_pil
+from ddfm.io.codecs import Decoded, decode, decode_pil
 from ddfm.io.encode import encode
 from ddfm.io.files import check_writable, open_file, quoted, write_bytes
 from ddfm.io.grid import Grid
@@ -115,7 +115,8 @@ def read(path: str | os.PathLike[str], normalise: bool = False, value_range: Ran
     """Read a PNG, JPEG, BMP, TIFF, GIF or WebP image, or a DICOM or NIfTI slice.
 
     normalise: stretch the 0.1 to 99.9 percentiles of the image (all channels together) to [0, 1] and clip the rest.
-    value_range: the two values, in the file's own unit, that become 0 and 1 instead; what lies outside is clipped.
+    value_range: the two values, in the file's own unit, that become 0 and 1 instead, whether or not `normalise`; what
+    lies outside is clipped.
 
     Without either a value is divided by its full scale (255, 65535, or 4095 of a 12-bit TIFF) and floats are taken as
     they are, so that what `write` wrote comes back. DICOM and NIfTI have units of their own: the smallest to the
@@ -151,7 +152,7 @@ def read_any(
     and grey of more than 8 bits whose values span at most a quarter of the full scale and lie further above 0 than
     that. Raises InputError.
     """
-    name = quoted(path)
+    name, normalise = quoted(path), normalise and value_range is None  # percentiles would clip within the range
     if os.path.isdir(path):
         from ddfm.io import medical
 
@@ -166,7 +167,11 @@ def read_any(
         decoded = decode(file, name)
     values, full, findings = decoded.values, decoded.full, []
     if decoded.translucent:
-        findings.append(f"{name} is transparent in places; black is taken to be behind it.")
+        findings.append(_translucent(name))
+    void = _not_measured(decoded, name)
+    if void is not None:  # a tone of the rest meanwhile, so that it counts in no percentile
+        values = np.where(void, np.quantile(values[~void], 0.5, method="nearest"), values)
+        findings.append(f"{name} has no data in {void.mean():.2%} of its pixels; they are taken as black.")
     own_units = full is None and not (values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1)
     if not normalise and value_range is None and (own_units or (scale_counts and _are_counts(values, full))):
         if not scale_counts and np.isfinite([low := values.min(), high := values.max()]).all():
@@ -179,7 +184,20 @@ def read_any(
     image = Image(
         pixels, bits, Path(path), low, high, decoded.icc, decoded.dpi, findings=tuple(findings), exif=decoded.exif
     )
-    return image.windowed(*value_range) if value_range else image
+    image = image.windowed(*value_range) if value_range else image
+    if void is not None:
+        image.pixels[void] = 0
+    return image
+
+
+def _not_measured(decoded: Decoded, name: str) -> np.ndarray | None:
+    """Where a grey image has the value that its file gives to no data; None if nowhere. Raises InputError."""
+    if decoded.no_data is None or decoded.values.ndim == 3:
+        return None
+    void = np.isnan(decoded.values) if math.isnan(decoded.no_data) else decoded.values == decoded.no_data
+    if void.all():
+        raise InputError(f"{name} has no data in any of its pixels; choose another file.")
+    return void if void.any() else None
 
 
 def _ranged(image: Image, value_range: Range | None, window: Any) -> Image:
@@ -200,6 +218,10 @@ def _are_counts(values: np.ndarray, full: float | None) -> bool:
     return bool(0 < high - low <= min(full * COUNTS_SPAN, low))
 
 
+def _translucent(name: str) -> str:
+    return f"{name} is transparent in places; black is taken to be behind it."
+
+
 def _scaled(values: np.ndarray, name: str) -> str:
     low, high = np.percentile(values, PERCENTILES)
     kind = "values" if values.dtype.kind == "f" else "counts"
@@ -215,7 +237,7 @@ def write(path: str | os.PathLike[str], pixels: Any, bits: int = 8, like: Image 
     .png (8, 16 bits), .tif .tiff (8, 16, 32 = float), .jpg .jpeg .bmp (8), .dcm .nii .nii.gz (`like` gives
     the geometry and the units). Values are rounded half to even. `like` lends its profile, resolution
     and EXIF (with the result's size and orientation).
-    JPEG: 4:4:4, quality 95. The file appears whole or not at all (see `write_bytes`). Raises InputError for
+    JPEG: 4:4:4, quality 95. The file is written atomically (see `write_bytes`). Raises InputError for
     what cannot be written or where.
     """
     pixels = as_pixels(pixels)
@@ -248,22 +270,27 @@ def check_target(path: str | os.PathLike[str], bits: int = 8) -> None:
 def as_pixels(x: Any) -> np.ndarray:
     """The image that a Python user passed, as a new float32 array in [0, 1], (H, W) or (H, W, 3).
 
-    x: a path (read as by `read_any`), an `Image`, a PIL image, a NumPy array (H, W), (H, W, 1) or (H, W, 3), or a
-    torch tensor of these shapes or (1, H, W) or (3, H, W), where channels first wins if both could be meant. What was
-    assumed about a file is a warning.
+    x: a path (read as by `sources.read_source`), an `Image`, a PIL image, a NumPy array (H, W), (H, W, 1) or (H, W, 3),
+    or a torch tensor of these shapes or (1, H, W) or (3, H, W), where channels first wins if both could be meant. What
+    was assumed about a file or a PIL image is a warning.
     uint8 is divided by 255, uint16 by 65535, floats must be finite and in [0, 1] (1e-4 outside is forgiven
     and clipped). Unlike a file, an array with three equal channels stays (H, W, 3). Raises InputError for
     anything else.
     """
     if isinstance(x, (str, os.PathLike)):
-        image = _no_volume(read_any(x))
+        from ddfm.io.sources import read_source  # late: it reads by this module
+
+        image = _no_volume(read_source(x))
         for finding in image.findings:
             warnings.warn(finding, stacklevel=2)
         return image.pixels
     if isinstance(x, Image):
         return as_pixels(x.pixels)
     if isinstance(x, PIL.Image.Image):
-        return as_pixels(decode_pil(x, "The PIL image").values)
+        decoded = decode_pil(x, name := "The PIL image")
+        if decoded.translucent:
+            warnings.warn(_translucent(name), stacklevel=2)
+        return as_pixels(decoded.values)
     torch = sys.modules.get("torch")  # a tensor cannot exist before torch was imported
     if torch is not None and isinstance(x, torch.Tensor):
         x = _from_tensor(x)
@@ -272,7 +299,11 @@ def as_pixels(x: Any) -> np.ndarray:
             raise InputError("The image is a masked array; fill what is masked first, as by `array.filled(0)`.")
         x = x.data
     if not isinstance(x, np.ndarray):
-        raise InputError(f"An image is a path, an array, a tensor or a PIL image, not {type(x).__name__}.")
+        kind = f"{type(x).__module__.partition('.')[0]}.{type(x).__name__}".removeprefix("builtins.")
+        raise InputError(
+            f"An image is a path, an array, a tensor or a PIL image, not {kind}; pass its values as an array, or its "
+            "file to ddfm.Scene, which knows where volumes lie."
+        )
     if x.ndim not in (2, 3) or (x.ndim == 3 and x.shape[2] not in (1, 3)):
         raise InputError(f"An image has the shape (H, W) or (H, W, 3), not {tuple(x.shape)}.")
     if x.size == 0:
@@ -283,7 +314,7 @@ def as_pixels(x: Any) -> np.ndarray:
         result: np.ndarray = np.divide(x, FULL_SCALE[8 * x.dtype.itemsize], dtype=np.float32)
         return result
     if x.dtype.kind != "f":
-        raise InputError(f"An image is uint8, uint16 or floating point in [0, 1], not {x.dtype}.")
+        raise InputError(f"An image is uint8, uint16 or floating point in [0, 1], not {x.dtype}; convert it first.")
     low, high = float(x.min()), float(x.max())
     if not np.isfinite([low, high]).all():
         raise InputError("The image contains NaN or infinity; replace these values first.")

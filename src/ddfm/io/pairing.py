@@ -6,11 +6,11 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddfm.errors import InputError
-from ddfm.io import sensors, thermal
+from ddfm.io import dicom, sensors, thermal
 from ddfm.io.files import listed, quoted
 
 SUFFIXES = (
@@ -42,6 +42,8 @@ def find_groups(
 ) -> Pairing:
     """The images in folders and their subfolders that belong together.
 
+    A folder with the slices of a DICOM series is one source, a volume, and is called as the folder is.
+
     Args:
         folders: One folder for each sensor, whose files share names or names but for what tells the sensor
             ("7_ir", "7_vis"); or one folder of all, whose files or subfolders tell it (see `sensors.sensor_of`), or of
@@ -56,8 +58,14 @@ def find_groups(
     """
     roots = [Path(folder) for folder in folders]
     if patterns:
-        return _by_pattern(roots, patterns, leave_out)
-    return _by_name(roots, leave_out) if len(roots) > 1 else _by_sensor(roots[0], leave_out)
+        found = _by_pattern(roots, patterns, leave_out)
+    else:
+        found = _by_name(roots, leave_out) if len(roots) > 1 else _by_sensor(roots[0], leave_out)
+    if number := sum(path.is_dir() for paths in found.groups.values() for path in paths):
+        said = f"{number} folders are taken as DICOM series, a volume each; a CSV can pair single slices."
+        found.findings.append(said)
+    groups = {roots[0].resolve().name if name == "." else name: paths for name, paths in found.groups.items()}
+    return replace(found, groups=groups)
 
 
 def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
@@ -77,6 +85,11 @@ def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[P
 def is_image_name(name: str) -> bool:
     """Whether a name ends like one of an image or volume."""
     return name.lower().endswith(SUFFIXES)
+
+
+def _is_source(path: Path) -> bool:
+    """Whether a path of `_walked` is an image or a volume by its name, or a series."""
+    return is_image_name(path.name) or path.is_dir()
 
 
 def stem(name: str) -> str:
@@ -106,7 +119,7 @@ def _by_pattern(roots: list[Path], patterns: Sequence[str], leave_out: str | os.
                     found[k].setdefault(scene, []).append(path)
                     break
             else:
-                unmatched += [path] * is_image_name(name)
+                unmatched += [path] * _is_source(path)
     groups, alone = _in_all([{name: path for name, (path, *_) in table.items()} for table in found])
     _refuse_ambiguous({name: table[name] for table in found for name in groups if len(table[name]) > 1})
     if not groups:
@@ -215,7 +228,7 @@ def _by_stem(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
     """The images among files, by their name without extension; InputError where two have one, or there is none."""
     found: dict[str, Path] = {}
     for name, path in files.items():
-        if not is_image_name(name) or path.name.startswith("."):
+        if not _is_source(path) or path.name.startswith("."):
             continue
         if (key := _one_form(stem(name))) in found:
             raise InputError(f"{quoted(folder)} has both {found[key].name} and {path.name}; remove one of them.")
@@ -246,7 +259,10 @@ def _refuse_ambiguous(candidates: dict[str, list[Path]]) -> None:
 
 
 def _walked(root: Path, leave_out: str | os.PathLike[str] | None) -> dict[str, Path]:
-    """All files in a folder and its subfolders, links to folders included, by path within it; nothing hidden."""
+    """All files in a folder and its subfolders, links to folders included, by path within it; nothing hidden.
+
+    In place of the slices of a DICOM series there is their folder, "." if it is `root` itself.
+    """
     files: dict[str, Path] = {}
     seen = {os.path.realpath(leave_out)} if leave_out is not None else set()
     todo = [root]
@@ -255,14 +271,18 @@ def _walked(root: Path, leave_out: str | os.PathLike[str] | None) -> dict[str, P
         if (real := os.path.realpath(folder)) in seen:  # the results, or a link in a circle
             continue
         seen.add(real)
-        for path in _listed(folder):
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                todo.append(path)
-            elif path.is_file():
-                files[path.relative_to(root).as_posix()] = path
+        inside = [path for path in _listed(folder) if not path.name.startswith(".")]
+        todo += [path for path in inside if path.is_dir()]
+        found = [path for path in inside if path.is_file()]
+        if slices := set(dicom.slices_among(path for path in found if _may_be_dicom(path.name))):
+            found = [folder, *(path for path in found if path not in slices)]
+        files |= {path.relative_to(root).as_posix(): path for path in found}
     return dict(sorted(files.items()))
+
+
+def _may_be_dicom(name: str) -> bool:
+    """Scanners give all sorts of extensions, or none, but not those of other images."""
+    return name.lower().endswith((".dcm", ".dicom")) or not is_image_name(name)
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ LARGEST = 2**26  # bytes; a row is some hundred
 def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of a CSV file of file names, in UTF-8, each row with its own number of cells.
 
-    Cells are separated by commas, semicolons or tabs, see `dialect`.
+    Cells are separated by commas, semicolons or tabs, see `dialect`; spaces around them do not count.
 
     Args:
         path: The file.
@@ -36,7 +36,8 @@ def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
         raise InputError(f"{name} is not a CSV file in UTF-8 (it has a NUL in it); save it as such.")
     try:
         text = data.decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True, **dialect(text)))
+        cells = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect(text))
+        rows = [[cell.strip() for cell in row] for row in cells]
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{name} is not a CSV file in UTF-8 ({error}); save it as such.") from error
     header, *rows = [row for row in rows if row] or [[]]

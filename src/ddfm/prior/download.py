@@ -1,6 +1,6 @@
 """Fetches a published prior once: download, verify, convert into the cache.
 
-The cache holds a diffusers folder per prior, `<cache>/<name>/{unet,scheduler}`, which appears whole or not at all.
+The cache holds a diffusers folder per prior, `<cache>/<name>/{unet,scheduler}`, which is written atomically.
 While a pull is under way, or was interrupted, what it has lies in `<cache>/.<name>.download`; that folder, with the
 original `.pt` in it, is removed once the converted prior is in place.
 """

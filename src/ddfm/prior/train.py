@@ -173,7 +173,7 @@ class Run:
         return cls(config, unet, ema, optimizers(unet))
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint; it appears whole or not at all.
+        """Write the checkpoint atomically.
 
         Raises:
             InputError: it cannot be written.

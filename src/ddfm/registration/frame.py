@@ -130,7 +130,10 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
         return refined(rig, source.pixels, target.pixels) if align == "dense" else rig
     if align == "skip" or (align is None and same):
         return None if same else resize(source.pixels.shape, target.pixels.shape)
-    found = register(source.pixels, target.pixels, dense=align == "dense")
+    try:
+        found = register(source.pixels, target.pixels, dense=align == "dense")
+    except InputError as error:
+        raise InputError(f"{source.name} and {target.name}: {error}") from error
     if not found.confident and align != "force":
         raise InputError(
             f"{source.name} and {target.name}: {found.sentence} Use align=force to take what was found, align=skip "

@@ -167,13 +167,21 @@ def _unplaced(moving: Image, fixed: Image, rigid: bool) -> list[str]:
     here, there = moving.grid, fixed.grid
     lost = moving if here is None or not here.placed else fixed
     if rigid:
-        raise InputError(f"{lost.name} does not say where it lies, so it cannot be registered rigidly.")
+        raise InputError(
+            f"{lost.name} does not say where it lies, so nothing can be registered rigidly with it; write its "
+            "geometry first, or do without `rigid` if its pixels lie on those of the other."
+        )
     if moving.pixels.shape[:3] != fixed.pixels.shape[:3]:
-        return []  # whoever checks the sizes says so
+        if not (moving.is_volume and fixed.is_volume):
+            return []  # a volume beside an image, or images, which are registered by what they show
+        raise InputError(
+            f"{moving.name} is {moving.size} and {fixed.name} {fixed.size}, and {lost.name} does not say where it "
+            "lies, so they cannot be resampled to one grid; write its geometry, or resample them, first."
+        )
     if here is not None and there is not None and not np.allclose(here.spacing, there.spacing, rtol=0.01):
         raise InputError(
             f"{moving.name} has {here.sentence()} and {fixed.name} {there.sentence()}, and {lost.name} does not "
-            "say where it lies; write its geometry first."
+            "say where it lies; write its geometry, or resample them to one grid, first."
         )
     return [
         f"{lost.name} does not say where it lies in the patient; pixel by pixel, {moving.name} is taken to show "

@@ -4,15 +4,19 @@ Resumed after a kill it gives what it would have given: groups are made up of al
 and what counts as finished is verified.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ddfm import __version__
 from ddfm.errors import InputError
 from ddfm.io import images
+from ddfm.io.files import reason
 from ddfm.io.outputs import Outputs
 from ddfm.pipeline import DDFMPipeline, likelihood_of, quiet_pipeline
 from ddfm.prior import Progress
@@ -24,7 +28,7 @@ from ddfm.runs.reading import Reading, with_changes
 from ddfm.runs.scene import Depth
 from ddfm.settings import FusionSettings, changed
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, LOCK = "manifest.jsonl", ".ddfm.lock"
 
 
 def batch(
@@ -84,19 +88,43 @@ def batch(
     out, suffix = Path(out_dir), suffix_of(format)
     todo = plan(pairs, out, suffix, patterns)
     inputs = [prior, *([pairs] if isinstance(pairs, (str, os.PathLike)) else pairs)]
-    _claim(todo.pairs, out, inputs, resume, overwrite, dry_run)
-    check_format(out, suffix, depth)
+    with contextlib.nullcontext() if dry_run else _held(out, inputs):
+        _claim(todo.pairs, out, inputs, resume, overwrite, dry_run)
+        check_format(out, suffix, depth)
 
-    pipe = quiet_pipeline(prior, device)
-    recorded = recorded_settings(pipe, settings, reading, depth, suffix) | {"prior": str(prior)}
-    result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
-    with Manifest(result.manifest, recorded, resume) as manifest:
-        run = Run(manifest, result, depth, reading, overwrite, batch_size or images_at_once(pipe))
-        if dry_run:
-            run.rehearse(progress)
-        else:
-            run.fuse(pipe, settings, progress)
+        pipe = quiet_pipeline(prior, device)
+        recorded = recorded_settings(pipe, settings, reading, depth, suffix) | {"prior": str(prior)}
+        result = BatchResult(out / MANIFEST, todo.pairs, unmatched=todo.unmatched, notes=todo.findings)
+        with Manifest(result.manifest, recorded, resume) as manifest:
+            run = Run(manifest, result, depth, reading, overwrite, batch_size or images_at_once(pipe))
+            if dry_run:
+                run.rehearse(progress)
+            else:
+                run.fuse(pipe, settings, progress)
     return result
+
+
+@contextlib.contextmanager
+def _held(out: Path, inputs: list[Any]) -> Iterator[None]:
+    """The folder of the results, made, and held against another run, which would replace the manifest of this one and
+    remove what it has half written. Raises InputError."""
+    lock = FileLock(Outputs(inputs).folder(out, shared=True) / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            f"Another run is writing to {images.quoted(out)}: wait for its end, or choose another folder."
+        ) from None
+    except NotImplementedError:  # a disk without locks
+        pass
+    except OSError as error:
+        raise InputError(f"Cannot use the folder {images.quoted(out)}: {reason(error)}.") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def _claim(todo: list[Pair], out: Path, inputs: list[Any], resume: bool, overwrite: bool, dry_run: bool) -> None:

@@ -39,6 +39,7 @@ from ddfm.errors import InputError
 from ddfm.io import images
 from ddfm.io.outputs import Outputs
 from ddfm.io.pairing import stem
+from ddfm.io.sources import read_source
 from ddfm.pipeline import quiet_pipeline
 from ddfm.runs.batch import recorded_settings
 from ddfm.runs.execution import BatchResult, Run, check_format, earlier_results, sentence_of
@@ -120,7 +121,7 @@ class FuseBatch:
         self.out, self.settings, self.measure = str(out_dir).rstrip("/"), changed(settings, changes), measure
         self.depth, self.overwrite, self.suffix = depth, overwrite, suffix_of(format)
         self.pipe = quiet_pipeline(prior, device)
-        self.together = batch_size or images_at_once(self.pipe)
+        self.batch_size = batch_size or images_at_once(self.pipe)
         recorded = json.dumps(
             recorded_settings(self.pipe, self.settings, self.reading, depth, self.suffix), sort_keys=True
         )
@@ -146,7 +147,7 @@ class FuseBatch:
                 pairs.append(None)
         result = BatchResult(Path(MANIFEST), [pair for pair in pairs if pair])
         try:
-            Run(records, result, self.depth, self.reading, self.overwrite, self.together).fuse(
+            Run(records, result, self.depth, self.reading, self.overwrite, self.batch_size).fuse(
                 self.pipe, self.settings, None
             )
         except InputError as error:  # the settings do not suit such pairs
@@ -160,7 +161,7 @@ class FuseBatch:
         uris, given = [str(source) for source in row["sources"]], row.get("output")
         if row.get("error"):
             raise InputError(str(row["error"]))
-        if len(uris) < 2 or not all(uris) or len(set(uris)) < len(uris):
+        if not uris or not all(uris) or len(set(uris)) < len(uris):  # one may hold two sensors
             raise InputError(f"A pair needs two sources or more, each once; this one has {', '.join(uris) or 'none'}.")
         name = str(given or row.get("name") or stem(posixpath.basename(uris[0])))
         if leaves(name):
@@ -202,7 +203,9 @@ class FuseBatch:
         if not (self.measure and line["kind"]) or line.get("registrations"):
             return None
         fused = pair.output.parent / posixpath.basename(line["output"])
-        grey = [255 * luma(images.read(path).pixels) for path in [fused, *pair.sources]]
+        how = self.reading
+        sources = [read_source(path, how.normalise, how.value_range, how.window) for path in pair.sources]
+        grey = [255 * luma(image.pixels) for image in (images.read(fused), *sources)]
         return json.dumps(self.measure(grey[0], grey[1:]))
 
 

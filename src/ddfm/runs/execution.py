@@ -94,7 +94,7 @@ class Run:
         depth: As of `batch`.
         reading: How sources are read.
         overwrite: As of `batch`.
-        together: Images of one size that go through the network together.
+        batch_size: Images of one size that go through the network together.
     """
 
     manifest: "Manifest | Records"
@@ -102,7 +102,7 @@ class Run:
     depth: Depth
     reading: Reading
     overwrite: bool
-    together: int
+    batch_size: int
 
     def rehearse(self, progress: Progress | None) -> None:
         """Find out what `fuse` would do."""
@@ -221,7 +221,7 @@ class Run:
         return Scene.read(pair.sources, self.reading)
 
     def groups(self, jobs: Iterable[Job]) -> Iterator[list[Job]]:
-        """Jobs of one kind, up to `together`, those of groups that have anything to do; all read."""
+        """Jobs of one kind, up to `batch_size`, those of groups that have anything to do; all read."""
         for group in self.planned(jobs):
             if not all(job.complete for job in group):
                 yield [job if job.scene else replace(job, scene=self.read(job.pair)) for job in group]
@@ -237,7 +237,7 @@ class Run:
             kind, size = tuple(job.kind), job.kind[0] * job.kind[1]
             waiting.setdefault(kind, []).append(job)
             pixels += size
-            if len(waiting[kind]) >= min(self.together, GROUP_PIXELS // size):
+            if len(waiting[kind]) >= min(self.batch_size, GROUP_PIXELS // size):
                 pixels -= size * len(waiting[kind])
                 yield waiting.pop(kind)
             while pixels > GROUP_PIXELS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,18 +32,26 @@ def fuse_images(
     Returns the images, (B, H, W), or (B, H, W, 3) if any is coloured, and with several samples their std, (B, H, W).
     Raises InputError as the pipeline does.
     """
-    cleaned = 0  # sources, an evaluation of the network each
+    from ddfm.pipeline import likelihood_of
+
+    # Evaluations of the network: for the sources that are clean, for what is in work, for the steps to come.
+    before, latest = 0, 0
+    to_come = settings.num_samples * (settings.num_inference_steps or likelihood_of(settings).steps)
 
     def step(done: float, total: int) -> None:
+        nonlocal latest
+        latest = total
         if progress:
-            progress(cleaned + done, cleaned + total)
+            progress(before + done, before + total + to_come)
 
     sources = [list(scene.sources) for scene in scenes]
-    for scene, images in zip(scenes, sources, strict=True):
-        for k, image in _cleaned(pipe, scene, settings):
-            images[k] = image
-            cleaned += 1
-            step(0, 1)
+    for framed, images in zip((scene.framed for scene in scenes), sources, strict=True):
+        for k, own in enumerate(framed.own if framed else []):
+            if own is not None and (pixels := pipe.clean(own.pixels, settings, progress=step)) is not None:
+                assert framed is not None
+                images[k] = framed.bring(k, replace(own, pixels=pixels))
+            before, latest = before + latest, 0
+    to_come = 0
     sensors = [[image.pixels for image in images] for images in zip(*sources, strict=True)]
     output: Any = pipe(sensors, settings, generator=generators, progress=step, output_type="np")
     fused = np.asarray(output.images)
@@ -121,11 +129,3 @@ def noise_found(framed: Framed) -> list[str]:
                 f"{width}x{height} pixels before they were resampled."
             )
     return said
-
-
-def _cleaned(pipe: DDFMPipeline, scene: Scene, settings: FusionSettings) -> Iterator[tuple[int, Image]]:
-    """(k, the k-th source) of those of which resampling hid the noise: cleaned on their own grids and brought again."""
-    if framed := scene.framed:
-        for k, own in enumerate(framed.own):
-            if own is not None and (pixels := pipe.clean(own.pixels, settings)) is not None:
-                yield k, framed.bring(k, replace(own, pixels=pixels))

@@ -60,7 +60,7 @@ def _table_rows(path: str) -> Dataset:
         else:
             with fsspec.open(path, "rt", encoding="utf-8-sig", newline="") as file:
                 separated = dialect(first := file.readline())
-                header = next(csv.reader([first], **separated), [])
+                header = [cell.strip() for cell in next(csv.reader([first], **separated), [])]
             table = ray.data.read_text(path, encoding="utf-8-sig")
     except (OSError, ValueError, csv.Error, pa.ArrowException, ray.exceptions.RayError) as error:
         raise InputError(f"Cannot read {images.quoted(path)}: {str(error).splitlines()[0]}.") from error
@@ -74,8 +74,8 @@ def _table_rows(path: str) -> Dataset:
         if "sources" in batch:
             listed = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         elif "text" in batch and "text" not in header:
-            cells = [row for row in csv.reader(batch["text"], **separated) if row != header]
-            listed = [_row_of(header, row, sensors) for row in cells]
+            cells = ([cell.strip() for cell in row] for row in csv.reader(batch["text"], **separated))
+            listed = [_row_of(header, row, sensors) for row in cells if row != header]
         else:
             listed = [_row_of(list(batch), list(values), sensors) for values in zip(*batch.values(), strict=True)]
         for row in listed:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from ddfm.errors import InputError
 
 if TYPE_CHECKING:
-    from ddfm.io.images import Image, Range
+    from ddfm.io.images import Range
     from ddfm.io.volume import Window
     from ddfm.registration import Align, Registration
 
@@ -26,7 +26,7 @@ class Reading:
         normalise: Stretch raw counts robustly, as in `images.read`; of a volume over all slices.
         align, rig, crop: Images are brought into the frame of `sources[frame]`, by default the one with most pixels,
             see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto",
-            False None. rig: the name of its file is enough.
+            False None. rig: the name of its file is enough; beside it align is None or "dense", which refines it.
         value_range: The values, in the files' own unit, that become 0 and 1, as in `images.read`; not of photos, of CT
             sources with a window, and of files that have no values there.
         frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by default the first, by
@@ -60,6 +60,11 @@ class Reading:
             from ddfm.registration import Registration  # late, as all that is heavy
 
             object.__setattr__(self, "rig", Registration.load(self.rig))
+        if self.rig is not None and self.align not in (None, "dense"):
+            raise InputError(
+                f"A rig file says where the sources lie, and so does align={self.align}: drop one of them; "
+                "align=dense refines what a rig file says."
+            )
 
     @classmethod
     def from_strings(cls, fields: Mapping[str, str]) -> Reading:
@@ -78,28 +83,6 @@ class Reading:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Reading))
-
-
-def read_source(path: str | os.PathLike[str], how: Reading) -> Image:
-    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the image painted from them.
-
-    Raises InputError as `images.read_any`.
-    """
-    from ddfm.io import images, thermal  # late: the command line's help need not wait for them
-
-    unread: tuple[str, ...] = ()
-    if not os.path.isdir(path) and thermal.is_radiometric(path):
-        try:
-            return thermal.read_temperatures(path, how.value_range)
-        except InputError as error:
-            unread = (f"The image in {images.quoted(path)} is taken instead of its temperatures: {error}",)
-    image = images.read_any(path, how.normalise, how.value_range, how.window)
-    if how.value_range and (image.pixels.min() == image.pixels.max() or (image.bits == 8 and image.pixels.ndim == 3)):
-        low, high = how.value_range
-        why = "is a photo" if image.pixels.ndim == 3 else "has no values in it"
-        unread += (f"The range of {low:g} to {high:g} was not applied to {images.quoted(path)}, which {why}.",)
-        image = images.read_any(path, how.normalise, None, how.window)
-    return dataclasses.replace(image, findings=(*unread, *image.findings))
 
 
 def with_changes(reading: Reading | None, changes: Mapping[str, Any]) -> tuple[Reading, dict[str, Any]]:

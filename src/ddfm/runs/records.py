@@ -125,7 +125,7 @@ def read_json(path: str) -> Row:
 
 
 def write_json(path: str, value: Row) -> None:
-    """Whole or not at all, on this machine; elsewhere as its store does it."""
+    """Written atomically on this machine; elsewhere as its store does it."""
     data = json.dumps(value).encode()
     if is_remote(path):
         with fsspec.open(path, "wb") as file:

@@ -23,9 +23,10 @@ from ddfm.io import images, thermal
 from ddfm.io.files import quoted
 from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
+from ddfm.io.sources import read_source
 from ddfm.palettes import is_false_colour, overlaid
 from ddfm.runs import fusing
-from ddfm.runs.reading import FIELDS, Reading, read_source, with_changes
+from ddfm.runs.reading import FIELDS, Reading, with_changes
 from ddfm.settings import Colour, FusionSettings, changed
 
 if TYPE_CHECKING:
@@ -74,9 +75,13 @@ class Scene:
                 volumes of different patients or that do not overlap, what cannot be aligned with confidence.
         """
         paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        reading, others = with_changes(reading, changes)
-        if others:
-            raise InputError(f"{min(others)} is not a field of Reading; its fields are {', '.join(sorted(FIELDS))}.")
+        if others := [path for path in paths if not isinstance(path, (str, os.PathLike))]:
+            raise InputError(
+                f"A scene is read from files, not {type(others[0]).__name__}; pass arrays to DDFMPipeline."
+            )
+        reading, unknown = with_changes(reading, changes)
+        if unknown:
+            raise InputError(f"{min(unknown)} is not a field of Reading; its fields are {', '.join(sorted(FIELDS))}.")
         if len(paths) == 1 and not os.path.isdir(paths[0]) and thermal.is_radiometric(paths[0]):
             return cls._from_camera(paths[0], reading)
         if len(paths) < 2:
@@ -84,7 +89,7 @@ class Scene:
                 f"Fusion takes two or more sources, not {len(paths)}; give the other sensor's file too, unless the one "
                 "is a FLIR radiometric JPEG, which holds temperatures and a photo."
             )
-        sources = [read_source(path, reading) for path in paths]
+        sources = [read_source(path, reading.normalise, reading.value_range, reading.window) for path in paths]
         findings = [finding for source in sources for finding in source.findings]
         for k, path in enumerate(paths):
             if any(os.path.samefile(path, other) for other in paths[:k]):

@@ -15,8 +15,8 @@ import anyio
 from fastapi import Request
 
 from ddfm.errors import InputError
-from ddfm.io import images
 from ddfm.io.images import Image
+from ddfm.io.sources import read_source
 from ddfm.pipeline import DDFMPipeline
 from ddfm.runs.reading import Reading
 from ddfm.runs.scene import Scene
@@ -198,6 +198,6 @@ def _read_for_preview(upload: Upload, reading: Reading) -> tuple[list[Image], li
         if reading.align or reading.rigid:
             raise
         with upload.named():
-            sources = [images.read_any(path, reading.normalise) for path in upload.paths]
+            sources = [read_source(path, reading.normalise, reading.value_range) for path in upload.paths]
         return sources, [str(error)] if len(sources) > 1 else []
     return scene.sources, scene.findings

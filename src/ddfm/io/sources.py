@@ -1,0 +1,42 @@
+"""The file of one sensor, whatever it is: the one reader of sources for Python, command line, batch and server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ddfm.errors import InputError
+from ddfm.io import images, thermal
+from ddfm.io.images import Image, Range
+
+if TYPE_CHECKING:
+    from ddfm.io.volume import Window
+
+
+def read_source(
+    path: str | os.PathLike[str],
+    normalise: bool = False,
+    value_range: Range | None = None,
+    window: Window | None = None,
+) -> Image:
+    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the image painted from them.
+
+    Arguments as of `images.read_any`, and InputError; the range is not for photos, nor where no value lies in it.
+    """
+    unread: tuple[str, ...] = ()
+    if not os.path.isdir(path) and thermal.is_radiometric(path):
+        try:
+            return thermal.read_temperatures(path, value_range)
+        except InputError as error:
+            unread = (f"The image in {images.quoted(path)} is taken instead of its temperatures: {error}",)
+    image = images.read_any(path, normalise, value_range, window)
+    is_photo = image.bits == 8 and image.pixels.ndim == 3
+    if value_range and (is_photo or image.pixels.min() == image.pixels.max()):
+        low, high = value_range
+        why = "is a photo" if is_photo else "has no values in it"
+        unread += (f"The range of {low:g} to {high:g} was not applied to {images.quoted(path)}, which {why}.",)
+        image = images.read_any(path, normalise, None, window)
+    if image.pixels.min() == image.pixels.max():
+        unread += (f"{images.quoted(path)} has the same value everywhere: it shows nothing.",)
+    return replace(image, findings=(*unread, *image.findings))
