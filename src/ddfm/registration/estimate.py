@@ -40,7 +40,8 @@ class Estimate:
         matrix: (3, 3), pixel of fixed to pixel of moving.
         spread_px: How far apart two halves of the image lay a corner, in pixels of fixed.
         confident: Whether to believe it.
-        gain: The part of its score that the pair as it is lacks.
+        gain: The part of its score that the pair as it is lacks; 1 of scenes, of which no
+            displacement is put down to the criterion.
     """
 
     matrix: np.ndarray
@@ -55,7 +56,8 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     Found are fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller image
     inside the other, and turns of up to some six degrees; of images with few contours in common (PET beside MRI) only
     what a hurried registration leaves: shifts of 5 % of the image, a few degrees, a few percent of scale. A
-    confident finding that is within a pixel, or within its own uncertainty, of none counts as aligned.
+    confident finding that is within a pixel, or within its own uncertainty, of none counts as aligned; so does, of
+    objects on black, one that fits hardly better than none (`affine.is_bias`).
 
     Args:
         moving: The image to be brought into the frame.
@@ -85,7 +87,7 @@ def estimated(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
         found = by_contours(*pair)
         if not found.confident and all(black):
             found = by_information(moving, fixed)
-    return found
+    return found if all(black) else replace(found, gain=1.0)
 
 
 def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
