@@ -87,7 +87,7 @@ def estimated(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
         found = by_contours(*pair)
         if not found.confident and all(black):
             found = by_information(moving, fixed)
-    return found if all(black) else replace(found, gain=1.0)
+    return found if any(black) else replace(found, gain=1.0)
 
 
 def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
