@@ -5,23 +5,29 @@
 Pairs have equal stems. The moving image is shifted by up to 12 px in each direction, turned by up to 3
 degrees and scaled by up to 3 %; then a margin of both is cut off, so that no border gives the warp away. Two
 errors are reported, both of the worst corner. "absolute": against the known transform, as if the published
-pair were registered perfectly. "relative": against the known transform applied to what it finds on the
-pair as published; it leaves out what that pair was off by to begin with, and with it any bias that it has
-on this pair. "untouched": what doing nothing would leave. "published": what it finds on the pair as published,
-which is its bias, or what that pair was off by, or both: the absolute error cannot be smaller.
+pair were registered perfectly. "relative": against the known transform applied to the estimate for the
+pair as published, whether or not that is used; it leaves out what that pair was off by to begin with, and with it
+any bias that the estimate has on this pair. "untouched": what doing nothing would leave. "published": the estimate
+for the pair as published, which is its bias, or what that pair was off by, or both. "moved": how far `register`
+moves a corner of that pair, 0 where it says that the images are already aligned, or is unsure.
 
 --different N has each moving image beside the fixed ones of the next N pairs instead, and counts how many are believed.
+Of these it counts those of the same place, as another frame of one drive shows: there the fixed images of both pairs,
+which are of one kind, are laid on each other the same, within 3 % of the image.
 """
 
 import argparse
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from ddfm.io import images
 from ddfm.registration import register
+from ddfm.registration.estimate import estimated, placed
+from ddfm.registration.transform import corner_distance
 
 
 def random_transform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -43,10 +49,18 @@ def square(matrix: np.ndarray | list[list[int]]) -> np.ndarray:
     return np.vstack([matrix, [0, 0, 1]])
 
 
-def measure(
-    moving: np.ndarray, fixed: np.ndarray, rng: np.random.Generator, margin: int = 20
-) -> tuple[float, float, float, float, bool]:
-    """(absolute error, relative error, error of doing nothing, displacement of the published pair, confident)."""
+class Row(NamedTuple):
+    """Of one pair, in pixels at the worst corner; see above."""
+
+    absolute: float
+    relative: float
+    untouched: float
+    published: float
+    moved: float
+    confident: bool
+
+
+def measure(moving: np.ndarray, fixed: np.ndarray, rng: np.random.Generator, margin: int = 20) -> Row:
     inner = np.s_[margin:-margin, margin:-margin]
     shape = fixed[inner].shape[:2]
     to_full = square([[1, 0, margin], [0, 1, margin]])
@@ -55,26 +69,34 @@ def measure(
     size = moving.shape[1::-1]
     warped = cv2.warpAffine(moving, full[:2], size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     found = register(np.clip(warped, 0, 1)[inner], fixed[inner])
-    published = register(moving[inner], fixed[inner])
+    published = estimated(moving[inner], fixed[inner])
+    kept = placed(published, shape, shape)
     # Errors in pixels of fixed: fixed -> warped (found) -> moving (the truth undone).
     error = np.linalg.inv(truth) @ found.matrix
     nothing = np.linalg.inv(truth)
-    return (
+    return Row(
         corner_error(error, np.eye(3), shape),
         corner_error(error, published.matrix, shape),
         corner_error(nothing, np.eye(3), shape),
         corner_error(published.matrix, np.eye(3), shape),
+        corner_error(kept.matrix, np.eye(3), shape) if kept.confident else 0.0,
         found.confident,
     )
 
 
-def different(pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> list[bool]:
-    """Whether each moving image is believed to lie on the fixed images of the next `count` pairs."""
-    return [
-        register(moving, pairs[(k + step) % len(pairs)][1]).confident
-        for k, (moving, _) in enumerate(pairs)
-        for step in range(1, count + 1)
-    ]
+def different(pairs: list[tuple[str, np.ndarray, np.ndarray]], count: int) -> list[tuple[str, bool]]:
+    """Which moving images are believed to lie on the fixed images of the next `count` pairs, and whether these show
+    the same place."""
+    believed = []
+    for k, (name, moving, beside) in enumerate(pairs):
+        for step in range(1, count + 1):
+            other, _, fixed = pairs[(k + step) % len(pairs)]
+            found = register(moving, fixed)
+            if found.confident:
+                same = register(beside, fixed)
+                apart = corner_distance(same.matrix, found.matrix, fixed.shape) / max(fixed.shape[:2])
+                believed.append((f"{name} beside {other}", same.confident and apart < 0.03))
+    return believed
 
 
 def main() -> None:
@@ -86,38 +108,45 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     columns = "median   p90  <1.5px"
-    print(f"{'':24} {'absolute: ' + columns}   {'relative: ' + columns}   untouched  published  confident  s/pair")
+    print(
+        f"{'':24} {'absolute: ' + columns}   {'relative: ' + columns}   untouched  published  moved  confident  s/pair"
+    )
     everything = []
     for first, second in zip(options.folders[::2], options.folders[1::2], strict=True):
         stems = sorted({p.stem: p for p in first.iterdir()}.items())[: options.pairs]
         partner = {p.stem: p for p in second.iterdir()}
         start = time.perf_counter()
-        pairs = [(images.read(path).pixels, images.read(partner[stem]).pixels) for stem, path in stems]
+        pairs = [(stem, images.read(path).pixels, images.read(partner[stem]).pixels) for stem, path in stems]
         if options.different:
             believed = different(pairs, options.different)
-            print(f"{first.parent.name}/{first.name}: {sum(believed)} of {len(believed)} different scenes believed")
+            same = [name for name, is_same in believed if is_same]
+            wrong = [name for name, is_same in believed if not is_same]
+            total = options.different * len(pairs) - len(same)
+            print(
+                f"{first.parent.name}/{first.name}: {len(wrong)} of {total} different scenes believed", *wrong, sep="\n"
+            )
+            if same:
+                print(f"{len(same)} more of the same place", *same, sep="\n")
             continue
-        rows = [measure(moving, fixed, rng) for moving, fixed in pairs]
+        rows = [measure(moving, fixed, rng) for _, moving, fixed in pairs]
         everything += rows
         report(f"{first.parent.name}/{first.name} {len(rows)}", rows, (time.perf_counter() - start) / 2 / len(rows))
     if options.different:
         return
     report(f"all {len(everything)}", everything, float("nan"))
     for name, wanted in (("confident", True), ("refused", False)):
-        rows = [row for row in everything if row[4] == wanted]
+        rows = [row for row in everything if row.confident == wanted]
         if rows:
             report(f"all {name} {len(rows)}", rows, float("nan"))
 
 
-def report(name: str, rows: list[tuple[float, float, float, float, bool]], seconds: float) -> None:
+def report(name: str, rows: list[Row], seconds: float) -> None:
     table = np.array(rows, float)
     cells = [f"{np.median(e):16.2f} {np.quantile(e, 0.9):5.2f} {100 * (e < 1.5).mean():6.0f}%" for e in table.T[:2]]
-    untouched, published = np.median(table[:, 2:4], axis=0)
-    confident = 100 * table[:, 4].mean()
-    print(
-        f"{name:24} {'   '.join(cells)} {untouched:11.1f} {published:10.1f} {confident:9.0f}% {seconds:7.2f}",
-        flush=True,
-    )
+    untouched, published, moved = np.median(table[:, 2:5], axis=0)
+    confident = 100 * table[:, 5].mean()
+    columns = f"{untouched:11.1f} {published:10.1f} {moved:6.1f} {confident:9.0f}% {seconds:7.2f}"
+    print(f"{name:24} {'   '.join(cells)} {columns}", flush=True)
 
 
 if __name__ == "__main__":

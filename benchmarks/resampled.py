@@ -1,11 +1,12 @@
 """What is left of a fusion whose infrared image has fewer pixels than the visible: dev road pairs, true geometry.
 
     python benchmarks/resampled.py [--pairs 5] [--ratios 2 2.25] [--sigmas 0 10 25] [--stripes 8]
-        [--crop 0.8] [--baselines]
+        [--crop 0.8] [--baselines] [--register]
 
 The infrared is averaged down by the ratio, cut to the middle `crop` of the field of view, given white noise of sigma
 and one offset a column of a standard deviation of `stripes` (both of 255), and rounded to 8 bits; its true place is
-told. Metrics are against the *original* infrared and visible, "Qabf, own" against what was fused, without its noise; in
+told; with --register it is found, as `ddfm fuse` does, and pairs that are refused are left out and counted. Metrics are
+against the *original* infrared and visible, "Qabf, own" against what was fused, without its noise; in
 brackets the share of what the method reaches with the original pair. "enlarged, then cleaned" is what measuring noise
 behind the interpolation gives.
 """
@@ -27,7 +28,7 @@ from ddfm.evaluation.metrics import fusion_metrics
 from ddfm.io import images
 from ddfm.io.images import Image
 from ddfm.pipeline import DDFMPipeline, quiet_pipeline
-from ddfm.registration import Registration, from_matrix, to_frame, with_frame_beyond
+from ddfm.registration import Registration, from_matrix, register, to_frame, with_frame_beyond
 
 NAMES = ["VIF", "Qabf", "SSIM"]
 
@@ -58,15 +59,30 @@ def framed_scene(infrared: np.ndarray, visible: np.ndarray, place: Registration)
 
 
 def measured(
-    pipe: DDFMPipeline, stem: str, seed: int, ratio: float, sigma: float, stripes: float, crop: float, baselines: bool
-) -> dict[str, np.ndarray]:
-    """For each method: metrics with the original pair, of the smaller infrared against the originals, its own Qabf."""
+    pipe: DDFMPipeline,
+    stem: str,
+    seed: int,
+    ratio: float,
+    sigma: float,
+    stripes: float,
+    crop: float,
+    baselines: bool,
+    find: bool,
+) -> dict[str, np.ndarray] | None:
+    """For each method: metrics with the original pair, of the smaller infrared against the originals, its own Qabf.
+
+    None if its place is to be found and is not believed.
+    """
     paths = [next((SHARED / "data/dev" / folder).glob(f"{stem}.*")) for folder in SETS["road"][1]]
     original = [eight_bit(luma(images.read(path).pixels)) for path in paths]
     small, place = smaller(original[0], ratio, crop)
     rng = np.random.default_rng(seed)
     noise = rng.normal(0, 1, small.shape) * sigma + rng.normal(0, 1, (1, small.shape[1])) * stripes
     noisy = eight_bit(small + noise.astype(np.float32) / 255)
+    if find:
+        place = register(noisy, original[1])
+        if not place.confident:
+            return None
     scene, clean = (framed_scene(infrared, original[1], place) for infrared in (noisy, eight_bit(small)))
     whole = Scene([Image(s) for s in original]).fuse(pipe)
     results = {
@@ -92,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--stripes", type=float, default=0.0)
     parser.add_argument("--crop", type=float, default=1.0, help="share of the field of view, each way")
     parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--register", action="store_true", help="find where the infrared lies")
     args = parser.parse_args(argv)
     if no_dev_pairs():
         return
@@ -100,13 +117,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     stems = list(pairs_of(SETS["road"][1], args.pairs))
     for ratio in args.ratios:
         for sigma in args.sigmas:
-            found = [
-                measured(pipe, stem, seed, ratio, sigma, args.stripes, args.crop, args.baselines)
+            tried = [
+                measured(pipe, stem, seed, ratio, sigma, args.stripes, args.crop, args.baselines, args.register)
                 for seed, stem in enumerate(stems)
             ]
-            print(
-                f"\nratio {ratio:g}, crop {args.crop:g}, sigma {sigma:g}, stripes {args.stripes:g}, {len(stems)} pairs"
-            )
+            found = [result for result in tried if result is not None]
+            print(f"\nratio {ratio:g}, crop {args.crop:g}, sigma {sigma:g}, stripes {args.stripes:g}, ", end="")
+            print(f"{len(found)} of {len(stems)} pairs")
+            if not found:
+                continue
             print(f"{'':24s}" + "".join(f"{name:>14s}" for name in [*NAMES, "Qabf, own"]))
             for name in found[0]:
                 mean = np.mean([rows[name] for rows in found], axis=0)

@@ -1,13 +1,11 @@
 """register: images of any sizes in one frame; what lies on each other already is left as it is."""
 
-from dataclasses import replace
-
 import cv2
 import numpy as np
 
 from ddfm.palettes import painted
-from ddfm.registration import estimate, identity, register
-from ddfm.registration.affine import is_smooth
+from ddfm.registration import estimate, register
+from ddfm.registration.affine import BIAS, BIAS_GAIN, is_smooth
 from ddfm.registration.transform import corner_distance
 
 
@@ -84,7 +82,7 @@ def test_a_smooth_image_in_false_colours_is_found_and_believed():
 
 def test_information_is_asked_only_of_objects_on_black(monkeypatch):
     """Scenes that agree do so in their contours; of smooth objects contours are asked last."""
-    unsure = replace(identity((200, 200)), confident=False)
+    unsure = estimate.Estimate(np.eye(3), spread_px=20.0, confident=False, gain=1.0)
     asked = []
     monkeypatch.setattr(estimate, "by_contours", lambda *pair: asked.append("contours") or unsure)
     monkeypatch.setattr(estimate, "by_information", lambda *pair: asked.append("information") or unsure)
@@ -96,3 +94,25 @@ def test_information_is_asked_only_of_objects_on_black(monkeypatch):
     ):
         asked.clear()
         assert not register(moving, fixed).confident and asked == order
+
+
+def test_what_the_criterion_may_be_off_by_does_not_move_a_pair():
+    """Registered heads are found up to some pixels displaced, for a score that is hardly better."""
+    shape = (200, 200)
+    matrix = np.array([[1.0, 0, 5], [0, 1, 0], [0, 0, 1]])
+    for gain, shift, moved in ((0.5 * BIAS_GAIN, 5.0, False), (2 * BIAS_GAIN, 5.0, True), (0, 2 * BIAS * 200, True)):
+        matrix[0, 2] = shift
+        place = estimate.placed(estimate.Estimate(matrix, 1.0, True, gain), shape, shape)
+        assert place.confident and ("already aligned" not in place.sentence) == moved
+        assert place.residual_px == (0.5 if moved else shift)
+        np.testing.assert_array_equal(place.matrix, matrix if moved else np.eye(3))
+
+
+def test_a_smooth_image_that_lies_well_stays_and_one_displaced_is_moved():
+    fixed = head(3)
+    place = register(head(2, 3.5), fixed)
+    assert place.confident and "already aligned" in place.sentence
+    np.testing.assert_array_equal(place.matrix, np.eye(3))
+    truth = np.array([[1.0, 0, 8.0], [0, 1, -6], [0, 0, 1]])
+    place = register(cv2.warpAffine(head(2, 3.5), truth[:2], (200, 200)), fixed)
+    assert corner_distance(truth, place.matrix, fixed.shape) < 4

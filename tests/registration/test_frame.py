@@ -1,5 +1,7 @@
 """Sources of any sizes on one grid: which one, faded where one of them sees less, or cropped."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -116,7 +118,9 @@ def test_what_is_asked_is_done():
         to_frame([small, large], 1, rig=identity((120, 160)))
     with pytest.raises(InputError, match="auto, dense, force or skip"):
         to_frame([small, large], 1, "perhaps")
-    with pytest.raises(InputError, match="align=force"):
+    with pytest.raises(InputError, match="--align=force"):
         to_frame([Image(scene(40, 48)[::-1].copy()), large], 1)
+    with pytest.raises(InputError, match=r"tiny.png and .*8x8"):
+        to_frame([Image(scene(8, 8), path=Path("tiny.png")), large], 1)
     forced, _, (place, _) = parts(to_frame([Image(scene(40, 48)[::-1].copy()), large], 1, "force"))
     assert forced[0].pixels.shape == (120, 160) and not place.confident

@@ -120,8 +120,7 @@ def register(
     from ddfm.io.files import check_writable
     from ddfm.io.outputs import Outputs
     from ddfm.io.sources import read_source
-    from ddfm.registration import frame_of
-    from ddfm.registration import register as run_register
+    from ddfm.registration import frame_of, registered
 
     outputs = Outputs([moving, fixed], overwrite)
     for path in (save, write_aligned):
@@ -139,7 +138,7 @@ def register(
         raise InputError("--frame is first or second: two images are registered.")
     source, target = pair[1 - chosen], pair[chosen]
     with err.status("registering"):
-        found = run_register(source.pixels, target.pixels, dense)
+        found = registered(source, target, dense)
     for finding in (*source.findings, *target.findings):
         note(finding)
     said = [f"{source.path} in the frame of {target.path}: {found.sentence}"]

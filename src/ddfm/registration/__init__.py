@@ -1,7 +1,7 @@
 """One frame for all sources: where the pixels of one image lie in another, and bringing them there."""
 
 from ddfm.registration.estimate import register
-from ddfm.registration.frame import Align, Framed, frame_of, to_frame, with_frame_beyond
+from ddfm.registration.frame import Align, Framed, frame_of, registered, to_frame, with_frame_beyond
 from ddfm.registration.transform import Registration, from_matrix, identity, resize
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "from_matrix",
     "identity",
     "register",
+    "registered",
     "resize",
     "to_frame",
     "with_frame_beyond",

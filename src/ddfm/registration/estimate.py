@@ -9,7 +9,7 @@ brain, not of the head; again two halves must agree.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,13 +32,32 @@ ELSEWHERE = 0.03  # of the longest side: what differs by more is another place
 AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """Where moving lies in fixed.
+
+    Attributes:
+        matrix: (3, 3), pixel of fixed to pixel of moving.
+        spread_px: How far apart two halves of the image lay a corner, in pixels of fixed.
+        confident: Whether to believe it.
+        gain: The part of its score that the pair as it is lacks; 1 of scenes, of which no
+            displacement is put down to the criterion.
+    """
+
+    matrix: np.ndarray
+    spread_px: float
+    confident: bool
+    gain: float
+
+
 def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Registration:
     """Find where moving lies in the frame of fixed: both (H, W) or (H, W, 3), uint8 or float in [0, 1], any sizes.
 
     Found are fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller image
     inside the other, and turns of up to some six degrees; of images with few contours in common (PET beside MRI) only
     what a hurried registration leaves: shifts of 5 % of the image, a few degrees, a few percent of scale. A
-    confident finding that is within a pixel, or within its own uncertainty, of none counts as aligned.
+    confident finding that is within a pixel, or within its own uncertainty, of none counts as aligned; so does, of
+    objects on black, one that fits hardly better than none (`affine.is_bias`).
 
     Args:
         moving: The image to be brought into the frame.
@@ -50,7 +69,12 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     if min(moving.shape[:2] + fixed.shape[:2]) < SMALLEST:
         sizes = " and ".join(f"{p.shape[1]}x{p.shape[0]}" for p in (moving, fixed))
         raise InputError(f"Images of {sizes} pixels cannot be aligned; each side needs at least {SMALLEST}.")
-    resized = resize(moving.shape, fixed.shape)
+    place = placed(estimated(moving, fixed), moving.shape, fixed.shape)
+    return refined(place, as_luma(moving), as_luma(fixed)) if dense and place.confident else place
+
+
+def estimated(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
+    """Where moving lies by what both images show, whether or not that is more than the criterion is off by."""
     pair = as_luma(moving), as_luma(fixed)
     # Only of objects on black: by information one of 20 pairs of different road scenes is taken for aligned.
     black = [_similar_shapes(moving.shape, fixed.shape) and affine.is_on_black(image) for image in (moving, fixed)]
@@ -63,15 +87,11 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
         found = by_contours(*pair)
         if not found.confident and all(black):
             found = by_information(moving, fixed)
-    distance = corner_distance(resized.matrix, found.matrix, fixed.shape)
-    if found.confident and distance <= max(ALIGNED, found.residual_px):
-        sentence = f"The images are already aligned, within {max(ALIGNED, found.residual_px):.1f} pixels."
-        found = replace(resized, residual_px=found.residual_px, sentence=sentence)
-    return refined(found, *pair) if dense and found.confident else found
+    return found if any(black) else replace(found, gain=1.0)
 
 
-def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Registration:
-    """`register` of two lumas (H, W) float in [0, 1] by their contours."""
+def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
+    """`estimated` of two lumas (H, W) float in [0, 1] by their contours."""
     pair: tuple[Masked, Masked] = (moving, valid_area(moving)), (fixed, valid_area(fixed))
     shape, size = fixed.shape, max(fixed.shape)
     places = candidates(*pair)
@@ -92,15 +112,16 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Registration:
     if finest.score(stretched) > (1 + AFFINE_GAIN) * finest.score(matrix):
         matrix = stretched
     confident = alone and spread <= max(2.0, AGREEMENT * size) and scores[0] > 0
-    return _registration(matrix, moving.shape, shape, spread, bool(confident))
+    gain = 1 - finest.score(resize(moving.shape, shape).matrix) / max(finest.score(matrix), 1e-9)
+    return Estimate(matrix, spread, bool(confident), gain)
 
 
-def by_information(moving: np.ndarray, fixed: np.ndarray) -> Registration:
-    """`register` of two images of about one field of view, by `affine.align`."""
+def by_information(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
+    """`estimated` of two images of about one field of view, by `affine.align`."""
     resized = resize(moving.shape, fixed.shape)
     found = affine.align(resized.warp(moving), fixed)
     matrix = resized.matrix @ np.vstack([found.matrix, [0, 0, 1]])
-    return _registration(matrix, moving.shape, fixed.shape, found.spread_px, found.confident)
+    return Estimate(matrix, found.spread_px, found.confident, found.gain)
 
 
 def _disagreement(level: Pair, matrix: np.ndarray, shape: tuple[int, ...]) -> float:
@@ -118,20 +139,28 @@ def _similar_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return bool(abs(np.log(one[0] * other[1] / (one[1] * other[0]))) < 0.1)
 
 
-def _registration(
-    matrix: np.ndarray, moving_shape: tuple[int, ...], shape: tuple[int, ...], spread: float, confident: bool
-) -> Registration:
-    """spread: between halves of the image, each of which is twice as uncertain, squared, as the whole."""
+def placed(found: Estimate, moving_shape: tuple[int, ...], shape: tuple[int, ...]) -> Registration:
+    """The finding, in words; the pair as it is where what was found is not significantly better.
+
+    Either half of the image is twice as uncertain, squared, as the whole, and their difference four times.
+    """
     resized = resize(moving_shape, shape)
-    distance, view = corner_distance(resized.matrix, matrix, shape), scale_of(resized.matrix) / scale_of(matrix)
-    if not confident:
+    distance, residual = corner_distance(resized.matrix, found.matrix, shape), found.spread_px / 2
+    view = scale_of(resized.matrix) / scale_of(found.matrix)
+    within = max(ALIGNED, residual)
+    if affine.is_bias(found.gain, distance, max(shape[:2])):
+        within = max(within, distance)
+    if not found.confident:
         sentence = (
-            f"The images could not be aligned with confidence (two halves of them disagree by {spread:.0f} pixels, the "
-            f"shift found is {distance:.0f})."
+            f"The images could not be aligned with confidence (two halves of them disagree by {found.spread_px:.0f} "
+            f"pixels, the shift found is {distance:.0f})."
         )
+    elif distance <= within:
+        sentence = f"The images are already aligned, within {within:.1f} pixels."
+        return replace(resized, residual_px=within, sentence=sentence)
     elif abs(np.log(view)) > 0.1:
-        sentence = f"The image covers {view:.2f} times the frame's field of view, found within {spread / 2:.1f} pixels."
+        sentence = f"The image covers {view:.2f} times the frame's field of view, found within {residual:.1f} pixels."
     else:
-        sentence = f"The image was off by up to {distance:.1f} pixels (give or take {spread / 2:.1f})."
-    known = from_matrix(matrix, moving_shape, shape, sentence)
-    return replace(known, residual_px=spread / 2, confident=confident)
+        sentence = f"The image was off by up to {distance:.1f} pixels (give or take {residual:.1f})."
+    known = from_matrix(found.matrix, moving_shape, shape, sentence)
+    return replace(known, residual_px=residual, confident=found.confident)

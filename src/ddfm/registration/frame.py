@@ -130,16 +130,21 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
         return refined(rig, source.pixels, target.pixels) if align == "dense" else rig
     if align == "skip" or (align is None and same):
         return None if same else resize(source.pixels.shape, target.pixels.shape)
-    try:
-        found = register(source.pixels, target.pixels, dense=align == "dense")
-    except InputError as error:
-        raise InputError(f"{source.name} and {target.name}: {error}") from error
+    found = registered(source, target, dense=align == "dense")
     if not found.confident and align != "force":
         raise InputError(
-            f"{source.name} and {target.name}: {found.sentence} Use align=force to take what was found, align=skip "
+            f"{source.name} and {target.name}: {found.sentence} Use --align=force to take what was found, --align=skip "
             "to take them as showing the same field of view, or a rig calibration."
         )
     return found
+
+
+def registered(source: Image, target: Image, dense: bool = False) -> Registration:
+    """`register` of the pixels of two images, whose errors name them."""
+    try:
+        return register(source.pixels, target.pixels, dense)
+    except InputError as error:
+        raise InputError(f"{source.name} and {target.name}: {error}") from error
 
 
 def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Registration | None]) -> np.ndarray:
