@@ -116,9 +116,10 @@ def bounds(sources: list[Tensor], roles: Sequence[str] | None = None) -> tuple[T
     """What the sources' brightness leaves open at each pixel: the least and the most intensity, (B, 1, H, W) each.
 
     From below: what a source shows bright (a lamp, a noon sky) stays so, f >= s_k - KEPT where s_k >= 0.8, fading to
-    no bound at BRIGHT; with roles, of the visible sources alone. From above: the lights together, W (1 - prod (1 - s_k
-    / W)) with W = WHITE, as if each lit the pixel on its own; only what a source itself shows beyond passes W, see
-    `beyond_white`. So black stays black where all are black, and white where all are white.
+    no bound at BRIGHT, and from 0.9 on to s_k itself, as white next to nearly white is seen; with roles, of the visible
+    sources alone. From above: the lights together, W (1 - prod (1 - s_k / W)) with W = WHITE, as if each lit the pixel
+    on its own; only what a source itself shows beyond passes W, see `beyond_white`. So black stays black where all are
+    black, and white where all are white.
     """
     brightest = functools.reduce(torch.maximum, sources)
     dark = functools.reduce(torch.mul, [(1 - s / WHITE).clamp_min_(0) for s in sources])
@@ -130,7 +131,8 @@ def bounds(sources: list[Tensor], roles: Sequence[str] | None = None) -> tuple[T
         )
     rise = ((brightest - BRIGHT) / 0.2).clamp_(0, 1)
     rise = rise.square() * (3 - 2 * rise)
-    return rise.mul_(brightest - KEPT), high
+    darker = (1 - brightest).mul_(10).clamp_max_(1).mul_(KEPT)
+    return torch.minimum(rise.mul_(brightest - darker), high), high
 
 
 def within_bounds(f: Tensor, sources: list[Tensor], roles: Sequence[str] | None = None) -> Tensor:
