@@ -12,7 +12,7 @@ FLAT = 1e-5  # local variance below which an image shows nothing: a grey level
 DIM = 0.1  # light that a sensor has anyway: how far the density of a white pixel reaches
 BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # where brightness begins to be kept; what only a source's own white passes
 FULLY = 1.5  # power by which the background level of who shows more, and is brighter, counts more
-EDGE = 0.02  # gradient (root mean square, a pixel) above which the strongest source's is taken instead of b's
+EDGE = 0.02  # gradient (root mean square, a pixel) where half of it is the strongest source's, half b's
 
 
 def density(s: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def strongest_gradient(
     scale: float = 1.5,
     unsure: Sequence[Tensor] | None = None,
 ) -> Gradient:
-    """g: the gradient of the locally strongest source, that of b where none is above EDGE, (B, 1, H, W) each.
+    """g: the gradient of the locally strongest source, towards that of b where none is above EDGE, (B, 1, H, W) each.
 
     Chosen by region rather than by pixel, nearly hard: weights (E_k / max_j E_j)^4 of the energies E_k smoothed over
     `scale` pixels. The mean of two unlike gradients has less contrast than either of them, so little is mixed. The
@@ -208,7 +208,7 @@ def strongest_gradient(
     for e, (dx, dy) in zip(energies, slopes, strict=True):
         left_out += (e - smooth(dx * gx + dy * gy, scale).square_().div_(strength)).clamp_min_(0)
     back = left_out.div_(2 * strength).add_(1).sqrt_().clamp_max_(len(sources) ** 0.5).mul_(gain)
-    energy = functools.reduce(torch.add, [e.square_() for e in energies])
-    share, (bx, by) = EDGE**4 / energy.add_(EDGE**4), gradient(b)
+    energy = functools.reduce(torch.add, [e.square_() for e in energies]).sqrt_()
+    share, (bx, by) = EDGE**2 / energy.add_(EDGE**2), gradient(b)
     back *= 1 - share
     return gx.mul_(back).add_(bx.mul_(share)), gy.mul_(back).add_(by.mul_(share))
