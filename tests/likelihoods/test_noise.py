@@ -5,7 +5,7 @@ import pytest
 import torch
 from likelihoods.made import noisy, scenes, texture
 
-from ddfm.likelihoods.noise import measure_noise, noise_std, photon_offset, remove_noise
+from ddfm.likelihoods.noise import measure_noise, noise_std, not_clipped, photon_offset, remove_noise
 from ddfm.likelihoods.operators import smooth
 from ddfm.likelihoods.salient import Salient
 
@@ -137,6 +137,24 @@ def test_photon_noise_is_removed_where_it_is_one_and_the_level_stays():
     )
     assert level.item() > 0.05
     assert out.mean().item() == pytest.approx(clean.mean(), abs=0.005)
+
+
+@pytest.mark.parametrize("level", [0.01, 0.1, 0.3])
+def test_the_mean_of_noise_that_was_cut_off_tells_the_light(level):
+    light = torch.linspace(0, 1, 21)
+    noise = level * torch.randn(21, 100_000, generator=torch.Generator().manual_seed(0))
+    mean = (light[:, None] + noise).clamp(0, 1).mean(dim=1)
+    assert (mean - light).abs().max() > 0.35 * level
+    torch.testing.assert_close(not_clipped(mean, level), light, rtol=0, atol=0.02 * level)
+    torch.testing.assert_close(not_clipped(light[3:-3], 0.01), light[3:-3])
+
+
+def test_what_is_black_or_white_under_noise_stays_so():
+    picture = torch.full((1, 1, 96, 192), 0.5)
+    picture[..., :64], picture[..., 128:] = 0, 1
+    [out], _ = remove_noise([noisy(picture, 25, seed=0) * 2 - 1], lambda y, sigma: smooth(y, 4.0))
+    for light, columns in ((0, slice(0, 48)), (0.5, slice(80, 112)), (1, slice(144, 192))):
+        assert (out[..., columns] - light).abs().mean() < 2 / 255
 
 
 def test_slices_of_a_volume_have_one_noise_where_each_alone_would_flicker():

@@ -57,3 +57,17 @@ def test_the_std_of_samples_covers_two_thirds_of_the_errors():
     std = pipe(noisy, num_samples=2).std[0]
     assert 0.55 < (error <= std).mean() < 0.8
     assert pipe(clean, num_samples=2).std.mean() < 0.3 * std.mean()
+
+
+def test_the_std_covers_the_errors_on_black_too():
+    """Noise on black is cut off at 0, and its mean is no more 0: a shift that no spread of samples would show."""
+    pipe = DDFMPipeline.from_prior("embedded")
+    pipe.set_progress_bar_config(disable=True)
+    clean = [texture(4)[0, 0].numpy(), texture(5, scale=3.0)[0, 0].numpy()]
+    for image in clean:
+        image[:, :72] = 0
+    rng = np.random.default_rng(0)
+    noisy = [np.clip(s + rng.normal(0, 20 / 255, s.shape), 0, 1).astype(np.float32) for s in clean]
+    found = pipe(noisy, num_samples=2)
+    error = np.abs(found.images[0] - pipe(clean).images[0])[:, :64]
+    assert (error <= found.std[0][:, :64]).mean() > 0.6

@@ -129,12 +129,12 @@ def test_bounds_leave_what_is_between_alone():
 
 def test_black_stays_black_and_white_stays_white():
     assert bounds(0, 0) == (0, 0)
-    assert bounds(0, 1) == pytest.approx((0.92, 1))
+    assert bounds(0, 1) == pytest.approx((1, 1))
 
 
-@pytest.mark.parametrize("level", [0.8, 0.9, 1.0])
-def test_what_one_source_shows_bright_stays_bright(level):
-    assert bounds(level, 0.1)[0] == pytest.approx(level - 0.08)
+@pytest.mark.parametrize(("level", "least"), [(0.8, 0.72), (0.9, 0.82), (0.95, 0.91), (1.0, 1.0)])
+def test_what_one_source_shows_bright_stays_bright_and_white_white(level, least):
+    assert bounds(level, 0.1)[0] == pytest.approx(least)
     assert bounds(0.5, 0.6)[0] == 0
 
 
@@ -244,7 +244,7 @@ def test_the_strongest_gradient_takes_each_structure_from_who_has_it():
     gx, gy = strongest_gradient([left, right], 0 * left)
     expected = torch.zeros_like(gx)
     expected[..., 19], expected[..., 59] = 0.2, -0.4
-    torch.testing.assert_close(gx, expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(gx, expected, atol=0.01, rtol=0)  # a part is that of b, which has none
     assert (gy == 0).all()
 
 

@@ -12,7 +12,7 @@ FLAT = 1e-5  # local variance below which an image shows nothing: a grey level
 DIM = 0.1  # light that a sensor has anyway: how far the density of a white pixel reaches
 BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # where brightness begins to be kept; what only a source's own white passes
 FULLY = 1.5  # power by which the background level of who shows more, and is brighter, counts more
-EDGE = 0.02  # gradient (root mean square, a pixel) above which the strongest source's is taken instead of b's
+EDGE = 0.02  # gradient (root mean square, a pixel) where half of it is the strongest source's, half b's
 
 
 def density(s: Tensor) -> Tensor:
@@ -116,9 +116,10 @@ def bounds(sources: list[Tensor], roles: Sequence[str] | None = None) -> tuple[T
     """What the sources' brightness leaves open at each pixel: the least and the most intensity, (B, 1, H, W) each.
 
     From below: what a source shows bright (a lamp, a noon sky) stays so, f >= s_k - KEPT where s_k >= 0.8, fading to
-    no bound at BRIGHT; with roles, of the visible sources alone. From above: the lights together, W (1 - prod (1 - s_k
-    / W)) with W = WHITE, as if each lit the pixel on its own; only what a source itself shows beyond passes W, see
-    `beyond_white`. So black stays black where all are black, and white where all are white.
+    no bound at BRIGHT, and from 0.9 on to s_k itself, as white next to nearly white is seen; with roles, of the visible
+    sources alone. From above: the lights together, W (1 - prod (1 - s_k / W)) with W = WHITE, as if each lit the pixel
+    on its own; only what a source itself shows beyond passes W, see `beyond_white`. So black stays black where all are
+    black, and white where all are white.
     """
     brightest = functools.reduce(torch.maximum, sources)
     dark = functools.reduce(torch.mul, [(1 - s / WHITE).clamp_min_(0) for s in sources])
@@ -130,7 +131,8 @@ def bounds(sources: list[Tensor], roles: Sequence[str] | None = None) -> tuple[T
         )
     rise = ((brightest - BRIGHT) / 0.2).clamp_(0, 1)
     rise = rise.square() * (3 - 2 * rise)
-    return rise.mul_(brightest - KEPT), high
+    darker = (1 - brightest).mul_(10).clamp_max_(1).mul_(KEPT)
+    return torch.minimum(rise.mul_(brightest - darker), high), high
 
 
 def within_bounds(f: Tensor, sources: list[Tensor], roles: Sequence[str] | None = None) -> Tensor:
@@ -173,7 +175,7 @@ def strongest_gradient(
     scale: float = 1.5,
     unsure: Sequence[Tensor] | None = None,
 ) -> Gradient:
-    """g: the gradient of the locally strongest source, that of b where none is above EDGE, (B, 1, H, W) each.
+    """g: the gradient of the locally strongest source, towards that of b where none is above EDGE, (B, 1, H, W) each.
 
     Chosen by region rather than by pixel, nearly hard: weights (E_k / max_j E_j)^4 of the energies E_k smoothed over
     `scale` pixels. The mean of two unlike gradients has less contrast than either of them, so little is mixed. The
@@ -206,7 +208,7 @@ def strongest_gradient(
     for e, (dx, dy) in zip(energies, slopes, strict=True):
         left_out += (e - smooth(dx * gx + dy * gy, scale).square_().div_(strength)).clamp_min_(0)
     back = left_out.div_(2 * strength).add_(1).sqrt_().clamp_max_(len(sources) ** 0.5).mul_(gain)
-    energy = functools.reduce(torch.add, [e.square_() for e in energies])
-    share, (bx, by) = EDGE**4 / energy.add_(EDGE**4), gradient(b)
+    energy = functools.reduce(torch.add, [e.square_() for e in energies]).sqrt_()
+    share, (bx, by) = EDGE**2 / energy.add_(EDGE**2), gradient(b)
     back *= 1 - share
     return gx.mul_(back).add_(bx.mul_(share)), gy.mul_(back).add_(by.mul_(share))
