@@ -61,6 +61,15 @@ def test_stretch_and_shear_are_found():
     assert found.confident and corner_distance(truth, found.matrix, fixed.shape) < 1.5
 
 
+def test_pixels_of_other_proportions_are_found_and_believed():
+    """As of a camera whose frame was squeezed: no similarity fits either half of it."""
+    truth = np.array([[1.0, 0, 2.0], [0, 0.75, 3], [0, 0, 1]])
+    fixed = shapes(3)
+    moving = cv2.warpAffine(shapes(2), truth[:2], (200, 120), borderMode=cv2.BORDER_REPLICATE)
+    found = register(moving, fixed)
+    assert found.confident and corner_distance(truth, found.matrix, fixed.shape) < 1
+
+
 def head(seed, smooth=0.0):
     """(200, 200): an object on black, in parts of their own brightnesses; what of it a slow and coarse sensor sees."""
     y, x = np.indices((200, 200))

@@ -97,20 +97,15 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     places = candidates(*pair)
     for side, n in LEVELS.items():
         levels = [Pair(*pair, side, scale_of(matrix)) for matrix in places[:n]]
-        places = [level.refined(matrix, 4) for level, matrix in zip(levels, places, strict=False)]
-        scored = [(level.score(matrix), k) for k, (level, matrix) in enumerate(zip(levels, places, strict=True))]
-        order = [k for _, k in sorted(scored, reverse=True)]
-        places, levels = [places[k] for k in order], [levels[k] for k in order]
-        scores = [scored[k][0] for k in order]
-    best, level = places[0], levels[0]
+        settled = [_settled(level, matrix) for level, matrix in zip(levels, places, strict=False)]
+        order = sorted(range(len(levels)), key=lambda k: -settled[k][0])
+        scores, places = ([settled[k][part] for k in order] for part in (0, 1))
+    best, level, free = places[0], levels[order[0]], settled[order[0]][2]
     rivals = [s for s, m in zip(scores, places, strict=True) if corner_distance(best, m, shape) > ELSEWHERE * size]
     alone = not rivals or max(rivals) < RIVAL * scores[0]
-    spread = _disagreement(level, best, shape)
+    spread = _disagreement(level, best, free, shape)
     finest = Pair(*pair, FINEST, scale_of(best))
-    matrix = finest.refined(best, 4)
-    stretched = finest.refined(matrix, 6)
-    if finest.score(stretched) > (1 + AFFINE_GAIN) * finest.score(matrix):
-        matrix = stretched
+    _, matrix, _ = _settled(finest, best)
     confident = alone and spread <= max(2.0, AGREEMENT * size) and scores[0] > 0
     gain = 1 - finest.score(resize(moving.shape, shape).matrix) / max(finest.score(matrix), 1e-9)
     return Estimate(matrix, spread, bool(confident), gain)
@@ -124,13 +119,25 @@ def by_information(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     return Estimate(matrix, found.spread_px, found.confident, found.gain)
 
 
-def _disagreement(level: Pair, matrix: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far apart, at a corner, two halves of the image lay it that start on either side of `matrix`."""
+def _settled(level: Pair, matrix: np.ndarray) -> tuple[float, np.ndarray, int]:
+    """(score, matrix, 4) of the best similarity near, or stretched and sheared with 6 where that explains more."""
+    similar = level.refined(matrix, 4)
+    stretched = level.refined(similar, 6)
+    score, of_stretched = level.score(similar), level.score(stretched)
+    return (of_stretched, stretched, 6) if of_stretched > (1 + AFFINE_GAIN) * score else (score, similar, 4)
+
+
+def _disagreement(level: Pair, matrix: np.ndarray, free: int, shape: tuple[int, ...]) -> float:
+    """How far apart, at a corner, two halves of the image lay it that start on either side of `matrix`.
+
+    free: 6 where the whole is stretched and sheared, so each half is by itself, or they cannot agree; else 4.
+    """
     aside = ASIDE * max(shape) / max(LEVELS) / np.sqrt(2)
     halves = []
     for half, way in enumerate((aside, -aside)):
         start = matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
-        halves.append(level.refined(start, 4, half))
+        similar = level.refined(start, 4, half)
+        halves.append(similar if free == 4 else level.refined(similar, 6, half))
     return corner_distance(halves[0], halves[1], shape)
 
 
