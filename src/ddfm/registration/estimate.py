@@ -10,6 +10,7 @@ brain, not of the head; again two halves must agree.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,6 +49,16 @@ class Estimate:
     spread_px: float
     confident: bool
     gain: float
+
+
+class Place(NamedTuple):
+    """Where moving may lie: (3, 3) as in `Estimate`, its score, and at which scale it was found with how many free
+    parameters."""
+
+    matrix: np.ndarray
+    score: float
+    free: int  # 4 of a similarity, 6 of an affine map
+    level: Pair
 
 
 def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Registration:
@@ -94,19 +105,18 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     """`estimated` of two lumas (H, W) float in [0, 1] by their contours."""
     pair: tuple[Masked, Masked] = (moving, valid_area(moving)), (fixed, valid_area(fixed))
     shape, size = fixed.shape, max(fixed.shape)
-    places = candidates(*pair)
+    matrices = candidates(*pair)
     for side, n in LEVELS.items():
-        levels = [Pair(*pair, side, scale_of(matrix)) for matrix in places[:n]]
-        settled = [_settled(level, matrix) for level, matrix in zip(levels, places, strict=False)]
-        order = sorted(range(len(levels)), key=lambda k: -settled[k][0])
-        scores, places = ([settled[k][part] for k in order] for part in (0, 1))
-    best, level, free = places[0], levels[order[0]], settled[order[0]][2]
-    rivals = [s for s, m in zip(scores, places, strict=True) if corner_distance(best, m, shape) > ELSEWHERE * size]
-    alone = not rivals or max(rivals) < RIVAL * scores[0]
-    spread = _disagreement(level, best, free, shape)
-    finest = Pair(*pair, FINEST, scale_of(best))
-    _, matrix, _ = _settled(finest, best)
-    confident = alone and spread <= max(2.0, AGREEMENT * size) and scores[0] > 0
+        places = [_settled(Pair(*pair, side, scale_of(matrix)), matrix) for matrix in matrices[:n]]
+        places.sort(key=lambda place: -place.score)
+        matrices = [place.matrix for place in places]
+    best = places[0]
+    rivals = [p.score for p in places if corner_distance(best.matrix, p.matrix, shape) > ELSEWHERE * size]
+    alone = not rivals or max(rivals) < RIVAL * best.score
+    spread = _disagreement(best, shape)
+    finest = Pair(*pair, FINEST, scale_of(best.matrix))
+    matrix = _settled(finest, best.matrix).matrix
+    confident = alone and spread <= max(2.0, AGREEMENT * size) and best.score > 0
     gain = 1 - finest.score(resize(moving.shape, shape).matrix) / max(finest.score(matrix), 1e-9)
     return Estimate(matrix, spread, bool(confident), gain)
 
@@ -119,25 +129,27 @@ def by_information(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     return Estimate(matrix, found.spread_px, found.confident, found.gain)
 
 
-def _settled(level: Pair, matrix: np.ndarray) -> tuple[float, np.ndarray, int]:
-    """(score, matrix, 4) of the best similarity near, or stretched and sheared with 6 where that explains more."""
+def _settled(level: Pair, matrix: np.ndarray) -> Place:
+    """The best similarity near `matrix`, stretched and sheared where that explains clearly more."""
     similar = level.refined(matrix, 4)
     stretched = level.refined(similar, 6)
     score, of_stretched = level.score(similar), level.score(stretched)
-    return (of_stretched, stretched, 6) if of_stretched > (1 + AFFINE_GAIN) * score else (score, similar, 4)
+    if of_stretched > (1 + AFFINE_GAIN) * score:
+        return Place(stretched, of_stretched, 6, level)
+    return Place(similar, score, 4, level)
 
 
-def _disagreement(level: Pair, matrix: np.ndarray, free: int, shape: tuple[int, ...]) -> float:
-    """How far apart, at a corner, two halves of the image lay it that start on either side of `matrix`.
+def _disagreement(place: Place, shape: tuple[int, ...]) -> float:
+    """How far apart, at a corner, two halves of the image lay it that start on either side of the place.
 
-    free: 6 where the whole is stretched and sheared, so each half is by itself, or they cannot agree; else 4.
+    Where the whole is stretched and sheared each half is by itself: else neither fits, and they disagree.
     """
     aside = ASIDE * max(shape) / max(LEVELS) / np.sqrt(2)
     halves = []
     for half, way in enumerate((aside, -aside)):
-        start = matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
-        similar = level.refined(start, 4, half)
-        halves.append(similar if free == 4 else level.refined(similar, 6, half))
+        start = place.matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
+        similar = place.level.refined(start, 4, half)
+        halves.append(similar if place.free == 4 else place.level.refined(similar, 6, half))
     return corner_distance(halves[0], halves[1], shape)
 
 
