@@ -52,9 +52,10 @@ class Estimate:
 
 
 class Place(NamedTuple):
-    """Where moving may lie: (3, 3) as in `Estimate`, its score, and at which scale it was found with how many free
-    parameters."""
+    """Where moving may lie: the best similarity near, (3, 3) as in `Estimate`, the best map, with its score and how many
+    free parameters it has, and the scale at which all this was found."""
 
+    similar: np.ndarray
     matrix: np.ndarray
     score: float
     free: int  # 4 of a similarity, 6 of an affine map
@@ -109,13 +110,13 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     for side, n in LEVELS.items():
         places = [_settled(Pair(*pair, side, scale_of(matrix)), matrix) for matrix in matrices[:n]]
         places.sort(key=lambda place: -place.score)
-        matrices = [place.matrix for place in places]
+        matrices = [place.similar for place in places]
     best = places[0]
     rivals = [p.score for p in places if corner_distance(best.matrix, p.matrix, shape) > ELSEWHERE * size]
     alone = not rivals or max(rivals) < RIVAL * best.score
     spread = _disagreement(best, shape)
     finest = Pair(*pair, FINEST, scale_of(best.matrix))
-    matrix = _settled(finest, best.matrix).matrix
+    matrix = _settled(finest, best.similar).matrix
     confident = alone and spread <= max(2.0, AGREEMENT * size) and best.score > 0
     gain = 1 - finest.score(resize(moving.shape, shape).matrix) / max(finest.score(matrix), 1e-9)
     return Estimate(matrix, spread, bool(confident), gain)
@@ -135,8 +136,8 @@ def _settled(level: Pair, matrix: np.ndarray) -> Place:
     stretched = level.refined(similar, 6)
     score, of_stretched = level.score(similar), level.score(stretched)
     if of_stretched > (1 + AFFINE_GAIN) * score:
-        return Place(stretched, of_stretched, 6, level)
-    return Place(similar, score, 4, level)
+        return Place(similar, stretched, of_stretched, 6, level)
+    return Place(similar, similar, score, 4, level)
 
 
 def _disagreement(place: Place, shape: tuple[int, ...]) -> float:
