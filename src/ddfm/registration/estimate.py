@@ -52,13 +52,10 @@ class Estimate:
 
 
 class Place(NamedTuple):
-    """Where moving may lie: the best similarity near, (3, 3) as in `Estimate`, the best map, with its score and how many
-    free parameters it has, and the scale at which all this was found."""
+    """Where moving may lie: (3, 3) as in `Estimate`, its score, and the scale at which it was found."""
 
-    similar: np.ndarray
     matrix: np.ndarray
     score: float
-    free: int  # 4 of a similarity, 6 of an affine map
     level: Pair
 
 
@@ -105,21 +102,24 @@ def estimated(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
 def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     """`estimated` of two lumas (H, W) float in [0, 1] by their contours."""
     pair: tuple[Masked, Masked] = (moving, valid_area(moving)), (fixed, valid_area(fixed))
-    shape, size = fixed.shape, max(fixed.shape)
+    shape = fixed.shape
     matrices = candidates(*pair)
     for side, n in LEVELS.items():
-        places = [_settled(Pair(*pair, side, scale_of(matrix)), matrix) for matrix in matrices[:n]]
-        places.sort(key=lambda place: -place.score)
-        matrices = [place.similar for place in places]
-    best = places[0]
-    rivals = [p.score for p in places if corner_distance(best.matrix, p.matrix, shape) > ELSEWHERE * size]
-    alone = not rivals or max(rivals) < RIVAL * best.score
-    spread = _disagreement(best, shape)
+        levels = [Pair(*pair, side, scale_of(matrix)) for matrix in matrices[:n]]
+        places = [_refined(level, matrix, 4) for level, matrix in zip(levels, matrices, strict=False)]
+        matrices = [place.matrix for place in sorted(places, key=lambda place: -place.score)]
+    best, spread, confident = _judged(places, 4, shape)
+    if not confident:  # of a frame of other proportions no similarity fits either half
+        stretched = _judged([_refined(place.level, place.matrix, 6) for place in places], 6, shape)
+        if stretched[2]:
+            best, spread, confident = stretched
     finest = Pair(*pair, FINEST, scale_of(best.matrix))
-    matrix = _settled(finest, best.similar).matrix
-    confident = alone and spread <= max(2.0, AGREEMENT * size) and best.score > 0
+    matrix = finest.refined(best.matrix, 4)
+    affine_map = finest.refined(matrix, 6)
+    if finest.score(affine_map) > (1 + AFFINE_GAIN) * finest.score(matrix):
+        matrix = affine_map
     gain = 1 - finest.score(resize(moving.shape, shape).matrix) / max(finest.score(matrix), 1e-9)
-    return Estimate(matrix, spread, bool(confident), gain)
+    return Estimate(matrix, spread, confident, gain)
 
 
 def by_information(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
@@ -130,28 +130,27 @@ def by_information(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     return Estimate(matrix, found.spread_px, found.confident, found.gain)
 
 
-def _settled(level: Pair, matrix: np.ndarray) -> Place:
-    """The best similarity near `matrix`, stretched and sheared where that explains clearly more."""
-    similar = level.refined(matrix, 4)
-    stretched = level.refined(similar, 6)
-    score, of_stretched = level.score(similar), level.score(stretched)
-    if of_stretched > (1 + AFFINE_GAIN) * score:
-        return Place(similar, stretched, of_stretched, 6, level)
-    return Place(similar, similar, score, 4, level)
+def _refined(level: Pair, matrix: np.ndarray, free: int) -> Place:
+    matrix = level.refined(matrix, free)
+    return Place(matrix, level.score(matrix), level)
 
 
-def _disagreement(place: Place, shape: tuple[int, ...]) -> float:
-    """How far apart, at a corner, two halves of the image lay it that start on either side of the place.
+def _judged(places: list[Place], free: int, shape: tuple[int, ...]) -> tuple[Place, float, bool]:
+    """The best place, how far two halves of the image disagree about it, and whether to believe it.
 
-    Where the whole is stretched and sheared each half is by itself: else neither fits, and they disagree.
+    free: 4 for halves that are similarities, 6 for halves that are stretched and sheared as they need.
     """
-    aside = ASIDE * max(shape) / max(LEVELS) / np.sqrt(2)
+    size, best = max(shape), max(places, key=lambda place: place.score)
+    rivals = [p.score for p in places if corner_distance(best.matrix, p.matrix, shape) > ELSEWHERE * size]
+    alone = not rivals or max(rivals) < RIVAL * best.score
+    aside = ASIDE * size / max(LEVELS) / np.sqrt(2)
     halves = []
     for half, way in enumerate((aside, -aside)):
-        start = place.matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
-        similar = place.level.refined(start, 4, half)
-        halves.append(similar if place.free == 4 else place.level.refined(similar, 6, half))
-    return corner_distance(halves[0], halves[1], shape)
+        start = best.matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
+        similar = best.level.refined(start, 4, half)
+        halves.append(similar if free == 4 else best.level.refined(similar, free, half))
+    spread = corner_distance(halves[0], halves[1], shape)
+    return best, spread, bool(alone and spread <= max(2.0, AGREEMENT * size) and best.score > 0)
 
 
 def _similar_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
