@@ -5,11 +5,11 @@
 Pairs have equal stems. The moving image is shifted by up to 12 px in each direction, turned by up to 3
 degrees and scaled by up to 3 %; then a margin of both is cut off, so that no border gives the warp away. Two
 errors are reported, both of the worst corner. "absolute": against the known transform, as if the published
-pair were registered perfectly. "relative": against the known transform applied to the estimate for the
-pair as published, whether or not that is used; it leaves out what that pair was off by to begin with, and with it
-any bias that the estimate has on this pair. "untouched": what doing nothing would leave. "published": the estimate
-for the pair as published, which is its bias, or what that pair was off by, or both. "moved": how far `register`
-moves a corner of that pair, 0 where it says that the images are already aligned, or is unsure.
+pair were registered perfectly. "relative": against the known transform applied to what it finds on the
+pair as published; it leaves out what that pair was off by to begin with, and with it any bias that it has
+on this pair. "untouched": what doing nothing would leave. "published": what it finds on the pair as published,
+which is its bias, or what that pair was off by, or both: the absolute error cannot be smaller. "moved": how far
+`ddfm fuse` would move a corner of that pair: 0 where the images are `aligned`, or are refused.
 
 --different N has each moving image beside the fixed ones of the next N pairs instead, and counts how many are believed.
 Of these it counts those of the same place, as another frame of one drive shows: there the fixed images of both pairs,
@@ -26,7 +26,6 @@ import numpy as np
 
 from ddfm.io import images
 from ddfm.registration import register
-from ddfm.registration.estimate import estimated, placed
 from ddfm.registration.transform import corner_distance
 
 
@@ -69,8 +68,8 @@ def measure(moving: np.ndarray, fixed: np.ndarray, rng: np.random.Generator, mar
     size = moving.shape[1::-1]
     warped = cv2.warpAffine(moving, full[:2], size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     found = register(np.clip(warped, 0, 1)[inner], fixed[inner])
-    published = estimated(moving[inner], fixed[inner])
-    kept = placed(published, shape, shape)
+    published = register(moving[inner], fixed[inner])
+    used = published.confident and not published.aligned
     # Errors in pixels of fixed: fixed -> warped (found) -> moving (the truth undone).
     error = np.linalg.inv(truth) @ found.matrix
     nothing = np.linalg.inv(truth)
@@ -79,7 +78,7 @@ def measure(moving: np.ndarray, fixed: np.ndarray, rng: np.random.Generator, mar
         corner_error(error, published.matrix, shape),
         corner_error(nothing, np.eye(3), shape),
         corner_error(published.matrix, np.eye(3), shape),
-        corner_error(kept.matrix, np.eye(3), shape) if kept.confident else 0.0,
+        corner_error(published.matrix, np.eye(3), shape) if used else 0.0,
         found.confident,
     )
 

@@ -1,12 +1,16 @@
 """register: images of any sizes in one frame; what lies on each other already is left as it is."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 
+from ddfm.io.images import Image
 from ddfm.palettes import painted
-from ddfm.registration import estimate, register
+from ddfm.registration import estimate, register, registered
 from ddfm.registration.affine import BIAS, BIAS_GAIN, is_smooth
-from ddfm.registration.transform import corner_distance
+from ddfm.registration.transform import corner_distance, from_matrix
 
 
 def shapes(seed, moved=(0, 0)):
@@ -105,23 +109,33 @@ def test_information_is_asked_only_of_objects_on_black(monkeypatch):
         assert not register(moving, fixed).confident and asked == order
 
 
-def test_what_the_criterion_may_be_off_by_does_not_move_a_pair():
+def test_what_the_criterion_may_be_off_by_counts_as_aligned():
     """Registered heads are found up to some pixels displaced, for a score that is hardly better."""
     shape = (200, 200)
     matrix = np.array([[1.0, 0, 5], [0, 1, 0], [0, 0, 1]])
-    for gain, shift, moved in ((0.5 * BIAS_GAIN, 5.0, False), (2 * BIAS_GAIN, 5.0, True), (0, 2 * BIAS * 200, True)):
+    for gain, shift, aligned in ((0.5 * BIAS_GAIN, 5, True), (2 * BIAS_GAIN, 5, False), (0, 2 * BIAS * 200, False)):
         matrix[0, 2] = shift
         place = estimate.placed(estimate.Estimate(matrix, 1.0, True, gain), shape, shape)
-        assert place.confident and ("already aligned" not in place.sentence) == moved
-        assert place.residual_px == (0.5 if moved else shift)
-        np.testing.assert_array_equal(place.matrix, matrix if moved else np.eye(3))
+        assert place.confident and place.aligned == aligned == ("already aligned" in place.sentence)
+        assert place.residual_px == (shift if aligned else 0.5)
+        np.testing.assert_array_equal(place.matrix, matrix)
+
+
+def test_an_aligned_pair_stays_unless_forced(monkeypatch):
+    found = from_matrix(np.array([[1.0, 0, 5], [0, 1, 0], [0, 0, 1]]), (200, 200), (200, 200))
+    monkeypatch.setattr("ddfm.registration.frame.register", lambda *_: replace(found, aligned=True))
+    moving, fixed = Image(head(2), 8, path=Path("pet.png")), Image(head(3), 8, path=Path("mri.png"))
+    np.testing.assert_array_equal(registered(moving, fixed).matrix, np.eye(3))
+    np.testing.assert_array_equal(registered(moving, fixed, force=True).matrix, found.matrix)
 
 
 def test_a_smooth_image_that_lies_well_stays_and_one_displaced_is_moved():
-    fixed = head(3)
-    place = register(head(2, 3.5), fixed)
-    assert place.confident and "already aligned" in place.sentence
+    moving, fixed = (
+        Image(head(*made), 8, path=Path(name)) for made, name in (((2, 3.5), "pet.png"), ((3,), "mri.png"))
+    )
+    place = registered(moving, fixed)
+    assert place.confident and place.aligned and "already aligned" in place.sentence
     np.testing.assert_array_equal(place.matrix, np.eye(3))
     truth = np.array([[1.0, 0, 8.0], [0, 1, -6], [0, 0, 1]])
-    place = register(cv2.warpAffine(head(2, 3.5), truth[:2], (200, 200)), fixed)
-    assert corner_distance(truth, place.matrix, fixed.shape) < 4
+    place = registered(replace(moving, pixels=cv2.warpAffine(moving.pixels, truth[:2], (200, 200))), fixed)
+    assert not place.aligned and corner_distance(truth, place.matrix, (200, 200)) < 4

@@ -65,8 +65,8 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
     Found are fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller image
     inside the other, and turns of up to some six degrees; of images with few contours in common (PET beside MRI) only
     what a hurried registration leaves: shifts of 5 % of the image, a few degrees, a few percent of scale. A
-    confident finding that is within a pixel, or within its own uncertainty, of none counts as aligned; so does, of
-    objects on black, one that fits hardly better than none (`affine.is_bias`).
+    confident finding that is within a pixel, or within its own uncertainty, of none is none; of objects on black one
+    that fits hardly better than none (`affine.is_bias`) is returned, but `aligned`.
 
     Args:
         moving: The image to be brought into the frame.
@@ -159,27 +159,26 @@ def _similar_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def placed(found: Estimate, moving_shape: tuple[int, ...], shape: tuple[int, ...]) -> Registration:
-    """The finding, in words; the pair as it is where what was found is not significantly better.
+    """The finding, in words.
 
     Either half of the image is twice as uncertain, squared, as the whole, and their difference four times.
     """
     resized = resize(moving_shape, shape)
     distance, residual = corner_distance(resized.matrix, found.matrix, shape), found.spread_px / 2
     view = scale_of(resized.matrix) / scale_of(found.matrix)
-    within = max(ALIGNED, residual)
-    if affine.is_bias(found.gain, distance, max(shape[:2])):
-        within = max(within, distance)
+    none = distance <= max(ALIGNED, residual)
+    aligned = found.confident and (none or affine.is_bias(found.gain, distance, max(shape[:2])))
     if not found.confident:
         sentence = (
             f"The images could not be aligned with confidence (two halves of them disagree by {found.spread_px:.0f} "
             f"pixels, the shift found is {distance:.0f})."
         )
-    elif distance <= within:
-        sentence = f"The images are already aligned, within {within:.1f} pixels."
-        return replace(resized, residual_px=within, sentence=sentence)
+    elif aligned:
+        residual = max(ALIGNED, residual, distance)
+        sentence = f"The images are already aligned, within {residual:.1f} pixels."
     elif abs(np.log(view)) > 0.1:
         sentence = f"The image covers {view:.2f} times the frame's field of view, found within {residual:.1f} pixels."
     else:
         sentence = f"The image was off by up to {distance:.1f} pixels (give or take {residual:.1f})."
-    known = from_matrix(found.matrix, moving_shape, shape, sentence)
-    return replace(known, residual_px=residual, confident=found.confident)
+    known = from_matrix(resized.matrix if none and aligned else found.matrix, moving_shape, shape, sentence)
+    return replace(known, residual_px=residual, confident=found.confident, aligned=aligned)

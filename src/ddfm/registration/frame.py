@@ -130,7 +130,7 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
         return refined(rig, source.pixels, target.pixels) if align == "dense" else rig
     if align == "skip" or (align is None and same):
         return None if same else resize(source.pixels.shape, target.pixels.shape)
-    found = registered(source, target, dense=align == "dense")
+    found = registered(source, target, dense=align == "dense", force=align == "force")
     if not found.confident and align != "force":
         raise InputError(
             f"{source.name} and {target.name}: {found.sentence} Use --align=force to take what was found, --align=skip "
@@ -139,12 +139,15 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     return found
 
 
-def registered(source: Image, target: Image, dense: bool = False) -> Registration:
-    """`register` of the pixels of two images, whose errors name them."""
+def registered(source: Image, target: Image, dense: bool = False, force: bool = False) -> Registration:
+    """`register` of two images, by name in its errors; those that are `aligned` stay as they are, unless `force`."""
     try:
-        return register(source.pixels, target.pixels, dense)
+        found = register(source.pixels, target.pixels)
     except InputError as error:
         raise InputError(f"{source.name} and {target.name}: {error}") from error
+    if found.aligned and not force:
+        found = replace(found, matrix=resize(found.moving_shape, found.fixed_shape).matrix)
+    return refined(found, source.pixels, target.pixels) if dense and found.confident else found
 
 
 def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Registration | None]) -> np.ndarray:

@@ -37,6 +37,7 @@ class Registration:
         moving_shape: (h, w) of the moving image.
         residual_px: How far the estimate may be off, in pixels of fixed; 0 for known geometry.
         confident: Whether to use it unasked.
+        aligned: Whether the pair as it is fits as well, so that `ddfm fuse` leaves it as it is.
         sentence: What was found, for people.
         displacement: (H, W, 2) float32, what a local refinement adds to the matrix, in pixels of moving; None without.
         path: The rig file it was read from, if any.
@@ -47,6 +48,7 @@ class Registration:
     moving_shape: tuple[int, int]
     residual_px: float = 0.0
     confident: bool = True
+    aligned: bool = False
     sentence: str = ""
     displacement: np.ndarray | None = None
     path: Path | None = None
