@@ -166,8 +166,10 @@ def placed(found: Estimate, moving_shape: tuple[int, ...], shape: tuple[int, ...
     resized = resize(moving_shape, shape)
     distance, residual = corner_distance(resized.matrix, found.matrix, shape), found.spread_px / 2
     view = scale_of(resized.matrix) / scale_of(found.matrix)
+    # Of heads what was found is handed over all the same: two findings agree better than either with the pair as it is.
+    biased = affine.is_bias(found.gain, distance, max(shape[:2]))
     none = distance <= max(ALIGNED, residual)
-    aligned = found.confident and (none or affine.is_bias(found.gain, distance, max(shape[:2])))
+    aligned = found.confident and (biased or none)
     if not found.confident:
         sentence = (
             f"The images could not be aligned with confidence (two halves of them disagree by {found.spread_px:.0f} "
@@ -180,5 +182,5 @@ def placed(found: Estimate, moving_shape: tuple[int, ...], shape: tuple[int, ...
         sentence = f"The image covers {view:.2f} times the frame's field of view, found within {residual:.1f} pixels."
     else:
         sentence = f"The image was off by up to {distance:.1f} pixels (give or take {residual:.1f})."
-    known = from_matrix(resized.matrix if none and aligned else found.matrix, moving_shape, shape, sentence)
+    known = from_matrix(resized.matrix if aligned and not biased else found.matrix, moving_shape, shape, sentence)
     return replace(known, residual_px=residual, confident=found.confident, aligned=aligned)
