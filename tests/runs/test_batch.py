@@ -246,7 +246,7 @@ def test_geometry_comes_from_the_source_that_has_it(prior, tmp_path):
 
 
 def test_sources_are_aligned_where_asked(scenes, prior, tmp_path, monkeypatch):
-    def unsure(moving, fixed, dense):
+    def unsure(moving, fixed):
         moved = from_matrix(np.array([[1, 0, 5.0], [0, 1, 0]]), moving.shape, fixed.shape, "It was off.")
         return replace(moved, confident=fixed.shape[:2] != (17, 41))
 
