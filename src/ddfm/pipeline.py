@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import diffusers
 import numpy as np
@@ -19,9 +19,10 @@ from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ddfm.colour import fused_colour, join, luma, prior_join, prior_split, split
+from ddfm.colour import join, prior_join, prior_split, split
 from ddfm.errors import InputError
-from ddfm.io.images import as_pixels, eight_bits
+from ddfm.image_processor import OutputType, as_batch, as_output, check_sources, finished, to_luma
+from ddfm.io.images import as_pixels
 from ddfm.likelihoods import LIKELIHOODS, Likelihood, Released, check_likelihood
 from ddfm.prior import Denoiser, Progress, load_prior
 from ddfm.prior.unet import ResidualUNet
@@ -29,10 +30,8 @@ from ddfm.schedulers import make_sampler, shorthand
 from ddfm.settings import FusionSettings, Precision, changed
 from ddfm.threads import on_free_cores
 
-OutputType = Literal["np", "pil", "pt"]
 Callback = Callable[["DDFMPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 Generators = torch.Generator | list[torch.Generator] | None
-SMALLEST = 16  # pixels a side
 
 
 @dataclass
@@ -122,7 +121,7 @@ class DDFMPipeline(DiffusionPipeline):
             tile=settings.tile, tile_overlap=settings.tile_overlap, precision=_precision(settings), progress=progress
         )
         with on_free_cores(device):
-            noisy = _to_luma([pixels]).to(device)
+            noisy = to_luma([pixels]).to(device)
             cleaned = model.clean(noisy, denoiser.at)
         if (cleaned - noisy).abs().max() < 1e-6:
             return None
@@ -183,8 +182,8 @@ class DDFMPipeline(DiffusionPipeline):
             tensors = tuple(callback.tensor_inputs)
         if isinstance(sources, (str, bytes)) or not isinstance(sources, (Sequence, np.ndarray, Tensor)):
             raise InputError(f"The sources are a list, an entry for each sensor, not {type(sources).__name__}.")
-        images = [_batch(source) for source in sources]
-        model, size = likelihood_of(settings), _check_sources(images)
+        images = [as_batch(source) for source in sources]
+        model, size = likelihood_of(settings), check_sources(images)
         steps = model.steps if settings.num_inference_steps is None else settings.num_inference_steps
         strength = model.strength if settings.strength is None else settings.strength
         scheduler = shorthand(self.scheduler.config, settings.sampler) if settings.sampler else self.scheduler
@@ -203,7 +202,7 @@ class DDFMPipeline(DiffusionPipeline):
 
         # 3. Samples of the posterior
         with on_free_cores(device):
-            state = model.start([_to_luma(batch).to(device) for batch in images], denoiser.at)
+            state = model.start([to_luma(batch).to(device) for batch in images], denoiser.at)
             samples = []
             for sampler, timesteps in samplers:
                 f_t = randn_tensor(shape, generator, device) if latents is None else latents.to(device, torch.float32)
@@ -218,7 +217,7 @@ class DDFMPipeline(DiffusionPipeline):
 
         # 4. Luma to images
         lumas = torch.stack([prior_split(sample)[0] for sample in samples])
-        fused = _as_output(_finish(lumas.mean(dim=0), images, settings), output_type)
+        fused = as_output(finished(lumas.mean(dim=0), images, settings), output_type)
         std = ((lumas / 2).var(dim=0) + uncertain).sqrt()[:, 0].cpu().numpy() if len(samples) > 1 else None
         output = FusionOutput(images=fused, samples=samples[0] if len(samples) == 1 else torch.stack(samples), std=std)
         return output if return_dict else (output.images, output.samples, output.std)
@@ -320,56 +319,6 @@ def _luma_of(likelihood: Likelihood, channels: int) -> tuple[Callable[..., Any],
     if channels == 3 and hasattr(likelihood, "split") and hasattr(likelihood, "join"):
         return likelihood.split, likelihood.join
     return prior_split, prior_join
-
-
-def _batch(source: Any) -> list[np.ndarray]:
-    """One sensor's images: a single one is a batch of one."""
-    many = isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4)
-    return [as_pixels(image) for image in source] if many else [as_pixels(source)]
-
-
-def _check_sources(images: list[list[np.ndarray]]) -> tuple[int, int]:
-    """Their common height and width."""
-    if len(images) < 2:
-        raise InputError(f"Fusion takes two or more sources, not {len(images)}.")
-    if len({len(batch) for batch in images}) > 1 or not images[0]:
-        raise InputError(f"Every sensor needs the same number of images, not {[len(batch) for batch in images]}.")
-    sizes = list(dict.fromkeys(f"{image.shape[1]}x{image.shape[0]}" for batch in images for image in batch))
-    if len(sizes) > 1:
-        raise InputError(
-            f"The sources differ in size ({' and '.join(sizes[:2])}); bring them into one frame with "
-            "ddfm.registration.register, or use ddfm.Scene."
-        )
-    height, width = images[0][0].shape[:2]
-    if min(height, width) < SMALLEST:
-        raise InputError(f"The images are {sizes[0]}; at least {SMALLEST}x{SMALLEST} is needed.")
-    return height, width
-
-
-def _to_luma(batch: list[np.ndarray]) -> Tensor:
-    """Images in [0, 1] to luma (B, 1, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.stack([luma(image) for image in batch])).unsqueeze(1) * 2 - 1
-
-
-def _finish(lumas: Tensor, images: list[list[np.ndarray]], settings: FusionSettings) -> list[np.ndarray]:
-    """The network's image to the user's: luma in [0, 1], contrast, colour of the sources."""
-    fused = []
-    for k, y in enumerate(lumas[:, 0].cpu().numpy()):
-        low, high = (y.min(), y.max()) if settings.contrast == "minmax" else (-1, 1)
-        y = np.clip((y - low) / max(float(high - low), 1e-12), 0, 1)
-        fused.append(fused_colour(y, [batch[k] for batch in images], settings.colour))
-    return fused
-
-
-def _as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[PIL.Image.Image] | Tensor:
-    if output_type == "pil":
-        return [PIL.Image.fromarray(eight_bits(image)) for image in images]
-    if any(image.ndim == 3 for image in images):  # a batch has one shape
-        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1) for image in images]
-    stacked = np.stack(images)
-    if output_type == "pt":
-        return torch.from_numpy(stacked if stacked.ndim == 4 else stacked[..., None]).permute(0, 3, 1, 2).contiguous()
-    return stacked
 
 
 def quiet_pipeline(prior: str | Path, device: str | None) -> DDFMPipeline:

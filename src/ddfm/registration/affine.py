@@ -110,12 +110,13 @@ def align(moving: np.ndarray, fixed: np.ndarray) -> Alignment:
         affine = _climb(score, p, step, 6, 2)
         if score(affine) > (1 + AFFINE_GAIN) * score(p):
             p = affine
-    gain = 1 - score(np.zeros(6)) / max(score(p), 1e-9)
+    as_it_is = score(np.zeros(6))
+    gain = 1 - as_it_is / max(score(p), 1e-9)
     matrix = _matrix(p, fixed.shape)
     shift = float(np.linalg.norm(matrix @ corners - corners[:2], axis=0).max())
     # Halves of a pair that lies well may disagree about how much better it could lie: it must only stand out.
     beside = [SEARCH * way for way in (*np.eye(6)[:2], *-np.eye(6)[:2])]
-    stands_out = max(score(way) for way in beside) < (1 - BIAS_GAIN) * score(np.zeros(6))
+    stands_out = max(score(way) for way in beside) < (1 - BIAS_GAIN) * as_it_is
     confident = (agree and shift <= LIMIT * size) or (stands_out and is_bias(gain, shift, size))
     if confident:
         sentence = f"The second image was off by up to {shift:.1f} pixels (give or take {spread:.1f})."

@@ -79,7 +79,7 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
         sizes = " and ".join(f"{p.shape[1]}x{p.shape[0]}" for p in (moving, fixed))
         raise InputError(f"Images of {sizes} pixels cannot be aligned; each side needs at least {SMALLEST}.")
     place = placed(estimated(moving, fixed), moving.shape, fixed.shape)
-    return refined(place, as_luma(moving), as_luma(fixed)) if dense and place.confident else place
+    return refined(place, moving, fixed) if dense and place.confident else place
 
 
 def estimated(moving: np.ndarray, fixed: np.ndarray) -> Estimate:

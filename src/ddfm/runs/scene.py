@@ -235,7 +235,7 @@ class Scene:
                 )
 
     def _check_sizes(self) -> None:
-        from ddfm.pipeline import SMALLEST  # late: it brings torch, which bad files need not wait for
+        from ddfm.image_processor import SMALLEST  # late: it brings torch, which bad files need not wait for
 
         first = self.sources[0]
         for source in self.sources:
