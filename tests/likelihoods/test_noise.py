@@ -28,6 +28,12 @@ def test_noise_is_measured_within_15_per_cent(name, sigma):
     assert 255 * noise_std(noisy(picture, sigma, seed=sigma)).item() == pytest.approx(sigma, rel=0.15)
 
 
+@pytest.mark.parametrize("sigma", [4, 5, 6])
+def test_the_steps_of_8_bits_do_not_quantise_the_noise(sigma):
+    picture = eight_bit(noisy(torch.tensor(clean_pictures()["mid-grey"])[None, None], sigma, seed=3).numpy())
+    assert 255 * noise_std(picture).item() == pytest.approx(sigma, rel=0.06)
+
+
 @pytest.mark.parametrize("name", clean_pictures())
 def test_a_clean_smooth_picture_has_no_noise(name):
     picture = np.rint(255 * clean_pictures()[name]) / 255
@@ -115,6 +121,22 @@ def test_noise_that_grows_with_the_light_is_told_from_white_noise(white):
     assert offset is not None and offset < 0.2
     assert photon_offset(eight_bit(ramp() + np.random.default_rng(0).normal(0, 0.1, (160, 200)))) is None
     assert photon_offset(eight_bit(ramp())) is None
+
+
+def test_texture_in_the_light_is_not_taken_for_the_noise_of_light():
+    """As in low light: noise everywhere the same, fine texture in a part of what is bright."""
+    image = ramp()
+    image[:60, 100:] += 0.08 * np.random.default_rng(1).standard_normal((60, 100))
+    assert photon_offset(eight_bit(image + np.random.default_rng(0).normal(0, 5 / 255, image.shape))) is None
+
+
+def test_faint_noise_takes_one_evaluation_and_stronger_noise_two():
+    """A quarter of faint noise is fainter than what a prior can tell from none."""
+    for sigma, evaluations in ((5, 1), (15, 2)):
+        asked = []
+        source = noisy(torch.full((1, 1, 64, 96), 0.5), sigma, seed=0) * 2 - 1
+        remove_noise([source], lambda y, std: asked.append(std) or smooth(y, 2.0))  # noqa: B023
+        assert len(asked) == evaluations
 
 
 def test_an_image_too_small_or_black_tells_nothing_of_the_light():

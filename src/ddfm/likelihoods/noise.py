@@ -20,15 +20,16 @@ LEAST_MARGIN = 0.02  # at the ends of the range, where noise is clipped
 AGAIN = 0.25  # share of the noise that is put back for a second pass
 FAINTEST = 1.5 / 255  # std of what a prior's schedule can still tell from none
 STEEPEST = 8.0  # most by which structure grows from scale to scale
-QUIETEST = 0.5  # share of the blocks that the noise is measured in
+QUIETEST = 0.35  # share of the blocks that the noise is measured in
+CHANCE = 0.982  # std in them of noise alone, where it is 1 in all: the quieter ones are so by chance
 
 
 def noise_std(s: Tensor) -> Tensor:
     """Standard deviation of the white noise in each image: (B, 1, H, W) in [0, 1] -> (B, 1, 1, 1).
 
-    Medians of the absolute diagonal Haar coefficients over 0.6745 (Donoho & Johnstone, 1994) at the three finest
-    scales, in the quieter blocks. White noise has the same energy in all; the structure of images r times as much at
-    each coarser scale, where r is 4 if their power falls with the square of the frequency, and more if they are
+    Diagonal Haar coefficients at the three finest scales (Donoho & Johnstone, 1994), in the quieter third of the
+    blocks. White noise has the same energy in all; the structure of images r times as much at each coarser scale,
+    where r is 4 if their power falls with the square of the frequency, and more if they are
     smoother. So energies are noise^2 + a, + a r, + a r^2, and fine texture is not taken for noise nor noise for
     texture; but a texture of grass fits r = 8 and noise as well: at most twice what r = 4 gives is believed. Pixels
     near the ends of the range count for nothing: there noise is clipped away.
@@ -38,26 +39,26 @@ def noise_std(s: Tensor) -> Tensor:
 
 def _noise_std(images: Tensor) -> Tensor:
     """The one of all images (S, H, W)."""
-    std = _std_inside(images, LEAST_MARGIN)
+    std = _variance_within(images, LEAST_MARGIN, 1 - LEAST_MARGIN).sqrt()
     margin = min(1.5 * float(std), 0.12)
-    return std if margin <= LEAST_MARGIN else _std_inside(images, margin)
+    return std if margin <= LEAST_MARGIN else _variance_within(images, margin, 1 - margin).sqrt()
 
 
-def _std_inside(images: Tensor, margin: float) -> Tensor:
-    """The same without what lies within `margin` of the ends of the range."""
+def _variance_within(images: Tensor, low: float, high: float, block: int = BLOCK) -> Tensor:
+    """Noise where the local mean lies in [low, high], in the quieter blocks there; 0 where there are none."""
     details = []
-    for scale, (detail, _) in zip(SCALES, _details(images, margin, 1 - margin), strict=True):
-        size = min(BLOCK // scale, *detail.shape[-2:])
+    for scale, (detail, _) in zip(SCALES, _details(images, low, high), strict=True):
+        size = min(block // scale, *detail.shape[-2:])
         details.append(F.unfold(detail[:, None], size, stride=size).mT)  # (S, blocks, size^2)
     blocks = min(detail.shape[1] for detail in details)
     details = [detail[:, :blocks].flatten(0, 1) for detail in details]
-    seen = torch.stack([detail.isnan().float().mean(dim=1) < 0.5 for detail in details[:2]]).all(dim=0)
+    seen = torch.stack([detail.isnan().float().mean(dim=1) < 0.5 for detail in details]).all(dim=0)
     if not seen.any():
         return images.new_zeros(())
     details = [detail[seen] for detail in details]
     energy = torch.stack([detail.nanmedian(dim=1).values.square() for detail in details[:2]]).sum(dim=0)
     quiet = energy <= energy.quantile(QUIETEST)
-    return _variance([detail[quiet] for detail in details]).sqrt()
+    return _variance([detail[quiet] for detail in details]) / CHANCE**2
 
 
 def _details(images: Tensor, low: float, high: float) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,28 +72,38 @@ def _details(images: Tensor, low: float, high: float) -> Iterator[tuple[Tensor, 
 
 def _variance(details: list[Tensor]) -> Tensor:
     """The noise in absolute coefficients at the three scales, of which NaN are left out."""
-    fine, middle, coarse = ((detail.nanmedian() / 0.6745).square() for detail in details)
+    fine, middle, coarse = (_typical(detail).square() for detail in details)
     r = torch.nan_to_num((coarse - middle) / (middle - fine).clamp_min(1e-9), nan=4.0).clamp(4, STEEPEST)
     return torch.minimum((r * fine - middle) / (r - 1), 4 / 3 * (4 * fine - middle)).clamp_min(0)
+
+
+def _typical(detail: Tensor) -> Tensor:
+    """Their standard deviation, by the mean of the middle third of the absolute values: 0.6825 of it for a Gaussian.
+
+    Their median alone is a multiple of 0.5 / 255 in an 8-bit image, which is a step of 15 % where the noise is 5 / 255.
+    """
+    values = detail[~detail.isnan()].sort().values
+    third = len(values) // 3
+    return values[third : len(values) - third].mean() / 0.6825
 
 
 def photon_offset(images: Tensor) -> float | None:
     """kappa of noise whose variance grows with the light, a (s + kappa), from (..., H, W); None if it does not.
 
-    By the noise in the darker and in the brighter third of the levels. Less than a fifth more in the brighter is none.
+    By the noise in the darker and in the brighter third of the levels. A fifth more in the brighter is chance, and so
+    is a third of what the light's own noise would have more there (docs/likelihood.md).
     """
+    images = images.view(-1, *images.shape[-2:])
     mean = list(_details(images, 0, 1))[1][1].flatten()
     mean = mean[(mean > 0.03) & (mean < 0.88)]  # elsewhere noise is clipped
     if len(mean) < FEWEST:
         return None
     ends = mean.quantile(mean.new_tensor([0.0, 0.35, 0.65, 1.0])).tolist()
-    levels, variances = [], []
-    for low, high in (ends[:2], ends[2:]):
-        details = list(_details(images, low, high))
-        levels.append(details[0][1][~details[0][0].isnan()].mean().item())
-        variances.append(_variance([detail for detail, _ in details]).item())
-    (dark, bright), (less, more) = levels, variances
-    if not 0 < 1.2 * less < more:
+    (dark, bright), (less, more) = (
+        [mean[(mean >= low) & (mean <= high)].mean().item() for low, high in (ends[:2], ends[2:])],
+        [_variance_within(images, low, high, BLOCK // 2).item() for low, high in (ends[:2], ends[2:])],
+    )
+    if not 0 < less * max(1.2, 1 + (bright / dark - 1) / 3) < more:
         return None
     return max((dark * more - bright * less) / (less - more), LEAST_OFFSET)
 
@@ -164,10 +175,10 @@ def _remove(s: Tensor, noise: Noise, denoise: SourceDenoiser) -> Tensor:
 def _twice(s: Tensor, level: float, denoise: SourceDenoiser) -> Tensor:
     """s (1, 1, H, W) in [0, 1] without noise of this std: the second time turned round, with a share of it put back."""
     y = 2 * s - 1
-    once = denoise(y, 2 * level)
-    share = min(max(AGAIN, FAINTEST / level), 1.0)
-    again = denoise((once + share * (y - once)).flip(-2, -1), 2 * share * level).flip(-2, -1)
-    return not_clipped((again.clamp(-1, 1) + 1) / 2, level)
+    x = denoise(y, 2 * level)
+    if AGAIN * level >= FAINTEST:
+        x = denoise((x + AGAIN * (y - x)).flip(-2, -1), 2 * AGAIN * level).flip(-2, -1)
+    return not_clipped((x.clamp(-1, 1) + 1) / 2, level)
 
 
 def not_clipped(mean: Tensor, level: float) -> Tensor:

@@ -32,8 +32,8 @@ class ResidualBlock(nn.Module):
         """(B, C, H, W) -> the same shape."""
         if _fuses(x):
             return _convolution(_convolution(x, self.conv1), self.conv2, add=x)
-        out: Tensor = x + self.conv2(F.relu(self.conv1(x), inplace=True))
-        return out
+        out: Tensor = self.conv2(F.relu(self.conv1(x), inplace=True))
+        return out.add_(x)
 
 
 def _fuses(x: Tensor) -> bool:
