@@ -20,7 +20,7 @@ from ddfm.prior.load import load_prior
 from ddfm.prior.train import TrainingConfig, train
 
 CANDIDATES = {
-    "32-64-128, blocks 4-2-3": TrainingConfig(),
+    "32-64-128, blocks 4-2-2": TrainingConfig(),
     "32-64-128-256, blocks 2-2-2-2": TrainingConfig(channels=(32, 64, 128, 256), blocks=(2, 2, 2, 2)),
     "32-64-128-256, blocks 1-2-2-3": TrainingConfig(channels=(32, 64, 128, 256), blocks=(1, 2, 2, 3)),
     "48-64-128, blocks 2-2-2": TrainingConfig(channels=(48, 64, 128), blocks=(2, 2, 2)),

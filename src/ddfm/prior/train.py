@@ -37,7 +37,7 @@ class TrainingConfig:
     """Everything that decides the result of a training run, written into its checkpoint."""
 
     channels: tuple[int, ...] = (32, 64, 128)  # per level, after the pixel-unshuffle
-    blocks: tuple[int, ...] = (4, 2, 3)  # per level, see `ResidualUNet`
+    blocks: tuple[int, ...] = (4, 2, 2)  # per level, see `ResidualUNet`
     unshuffle: int = 2
     steps: int = 12_000
     batch_size: int = 24

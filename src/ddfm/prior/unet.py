@@ -89,7 +89,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
         self,
         in_channels: int = 1,
         block_out_channels: tuple[int, ...] = (32, 64, 128),
-        layers_per_block: tuple[int, ...] = (4, 2, 3),
+        layers_per_block: tuple[int, ...] = (4, 2, 2),
         unshuffle: int = 2,
         data_std: float = 0.5,
         prediction_type: PredictionType = "sample",
