@@ -29,10 +29,10 @@ def noise_std(s: Tensor) -> Tensor:
 
     Diagonal Haar coefficients at the three finest scales (Donoho & Johnstone, 1994), in the quieter third of the
     blocks. White noise has the same energy in all; the structure of images r times as much at each coarser scale,
-    where r is 4 if their power falls with the square of the frequency, and more if they are
-    smoother. So energies are noise^2 + a, + a r, + a r^2, and fine texture is not taken for noise nor noise for
-    texture; but a texture of grass fits r = 8 and noise as well: at most twice what r = 4 gives is believed. Pixels
-    near the ends of the range count for nothing: there noise is clipped away.
+    where r is 4 if their power falls with the square of the frequency, and more if they are smoother. So energies are
+    noise^2 + a, + a r, + a r^2, and fine texture is not taken for noise nor noise for texture; but a texture of grass
+    fits r = 8 and noise as well: at most twice what r = 4 gives is believed. Pixels near the ends of the range count
+    for nothing: there noise is clipped away.
     """
     return torch.stack([_noise_std(image) for image in s]).view(-1, 1, 1, 1)
 
@@ -45,9 +45,9 @@ def _noise_std(images: Tensor) -> Tensor:
 
 
 def _variance_within(images: Tensor, low: float, high: float, block: int = BLOCK) -> Tensor:
-    """Noise where the local mean lies in [low, high], in the quieter blocks there; 0 where there are none."""
+    """Its variance where the local mean is in [low, high], in the quieter blocks there; 0 where there are none."""
     details = []
-    for scale, (detail, _) in zip(SCALES, _details(images, low, high), strict=True):
+    for scale, detail in zip(SCALES, _details(images, low, high), strict=True):
         size = min(block // scale, *detail.shape[-2:])
         details.append(F.unfold(detail[:, None], size, stride=size).mT)  # (S, blocks, size^2)
     blocks = min(detail.shape[1] for detail in details)
@@ -61,13 +61,13 @@ def _variance_within(images: Tensor, low: float, high: float, block: int = BLOCK
     return _variance([detail[quiet] for detail in details]) / CHANCE**2
 
 
-def _details(images: Tensor, low: float, high: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Absolute diagonal coefficients at each scale, NaN where the local mean is not in [low, high], and that mean."""
+def _details(images: Tensor, low: float, high: float) -> Iterator[Tensor]:
+    """Absolute diagonal coefficients at each scale, NaN where the local mean is not in [low, high]."""
     smaller = images
     for scale in SCALES:
         detail, smaller = _haar(smaller)
         mean = smaller / scale
-        yield detail.abs().masked_fill((mean < low) | (mean > high), torch.nan), mean
+        yield detail.abs().masked_fill((mean < low) | (mean > high), torch.nan)
 
 
 def _variance(details: list[Tensor]) -> Tensor:
@@ -94,15 +94,14 @@ def photon_offset(images: Tensor) -> float | None:
     is a third of what the light's own noise would have more there (docs/likelihood.md).
     """
     images = images.view(-1, *images.shape[-2:])
-    mean = list(_details(images, 0, 1))[1][1].flatten()
+    mean = (_haar(_haar(images)[1])[1] / SCALES[1]).flatten()  # at the middle scale
     mean = mean[(mean > 0.03) & (mean < 0.88)]  # elsewhere noise is clipped
     if len(mean) < FEWEST:
         return None
     ends = mean.quantile(mean.new_tensor([0.0, 0.35, 0.65, 1.0])).tolist()
-    (dark, bright), (less, more) = (
-        [mean[(mean >= low) & (mean <= high)].mean().item() for low, high in (ends[:2], ends[2:])],
-        [_variance_within(images, low, high, BLOCK // 2).item() for low, high in (ends[:2], ends[2:])],
-    )
+    thirds = ends[:2], ends[2:]
+    dark, bright = (mean[(mean >= low) & (mean <= high)].mean().item() for low, high in thirds)
+    less, more = (_variance_within(images, low, high, BLOCK // 2).item() for low, high in thirds)
     if not 0 < less * max(1.2, 1 + (bright / dark - 1) / 3) < more:
         return None
     return max((dark * more - bright * less) / (less - more), LEAST_OFFSET)
@@ -173,7 +172,10 @@ def _remove(s: Tensor, noise: Noise, denoise: SourceDenoiser) -> Tensor:
 
 
 def _twice(s: Tensor, level: float, denoise: SourceDenoiser) -> Tensor:
-    """s (1, 1, H, W) in [0, 1] without noise of this std: the second time turned round, with a share of it put back."""
+    """s (1, 1, H, W) in [0, 1] without noise of this std: the second time turned round, with a share of it put back.
+
+    Once only where that share is fainter than FAINTEST.
+    """
     y = 2 * s - 1
     x = denoise(y, 2 * level)
     if AGAIN * level >= FAINTEST:
