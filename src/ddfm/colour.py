@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddfm.settings import Colour
+from ddfm.threads import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,8 @@ _R, _G, _B = 0.299, 0.587, 0.114
 # Of the way that Y goes towards the chroma. On six PET pairs, 0, 0.5 and 1 keep 52, 79 and 99 % of the chroma in
 # bright regions; hot spots are white with 0, and with 1 no structure of the MRI is left in them.
 ROOM = 0.5
+
+BAND = 2**16  # pixels that are coloured at a time: the dozen copies that it takes stay in the cache
 
 # ITU-R BT.601 limited range as in skimage.color.rgb2ycbcr: RGB in [0, 1] to Y in [16, 235], Cb and Cr in [16,
 # 240].
@@ -128,11 +131,14 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Colou
     if not coloured:
         return y_fused
     rgb = np.empty((*y_fused.shape, 3), np.float32)
-    rows = max(1, 2**15 // y_fused.shape[1])  # some at a time: the dozen copies that colour takes stay in the cache
-    for some in (slice(top, top + rows) for top in range(0, len(rgb), rows)):
-        each = [lent_chroma(y_fused[some], source[some]) for source in coloured]
+
+    def fill(rows: slice) -> None:
+        each = [lent_chroma(y_fused[rows], source[rows]) for source in coloured]
         chroma = each[0] if len(each) == 1 else merge_chroma(each)
-        rgb[some] = join(make_room(y_fused[some], chroma), chroma)
+        rgb[rows] = join(make_room(y_fused[rows], chroma), chroma)
+
+    height = max(1, BAND // y_fused.shape[1])
+    side_by_side(fill, (slice(top, top + height) for top in range(0, len(rgb), height)))
     return rgb
 
 

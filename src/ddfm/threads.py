@@ -1,14 +1,24 @@
-"""CPU threads: no more of them than the cores that other programs leave free."""
+"""CPU threads: for PyTorch no more than the cores that other programs leave free, and some for NumPy and OpenCV."""
 
+from __future__ import annotations
+
+import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 TASKS = Path("/proc/self/task")
+MOST = 4  # threads of `side_by_side`: its users have little more to do at a time
 LOADAVG = Path("/proc/loadavg")  # "0.20 0.18 0.12 1/80 11206": the fourth field begins with how many threads run now
 
 
@@ -22,6 +32,8 @@ def on_free_cores(device: torch.device) -> Iterator[None]:
     the quiet machine). Does nothing on other devices, where the system does not say what runs (only Linux does), or
     where one thread was asked for.
     """
+    import torch
+
     before = torch.get_num_threads()
     if device.type != "cpu" or before == 1 or (others := _other_threads()) is None:
         yield
@@ -33,18 +45,28 @@ def on_free_cores(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """`work` of each item, in their order, several at a time.
+
+    For work in NumPy, SciPy and OpenCV, which let other threads run meanwhile; PyTorch has threads of its own.
+    """
+    with ThreadPoolExecutor(min(MOST, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, items))
+
+
 def _other_threads() -> int | None:
-    """How many threads of other programs run or wait for a core at the moment, the middle of three looks; None if
-    the system does not say."""
-    looks = []
+    """How many threads of other programs run or wait for a core at the moment, the middle of three looks; none if
+    a look sees none, None if the system does not say."""
+    looks: list[int] = []
     try:
-        for _ in range(3):
+        while len(looks) < 3 and 0 not in looks:  # a busy program shows in every look
+            if looks:
+                time.sleep(0.001)
             running = int(LOADAVG.read_text().split()[3].split("/")[0])
-            looks.append(running - sum(_runs(task) for task in TASKS.iterdir()))
-            time.sleep(0.001)
+            looks.append(max(0, running - sum(_runs(task) for task in TASKS.iterdir())))
     except (OSError, ValueError, IndexError):
         return None
-    return max(0, statistics.median_low(looks))
+    return 0 if 0 in looks else statistics.median_low(looks)
 
 
 def _runs(task: Path) -> bool:

@@ -73,19 +73,20 @@ def column_offsets(image: Tensor, stripes: Stripes) -> Tensor:
 
 def _steps(image: Tensor) -> Tensor:
     """The usual step from each column to the next, (H, W) -> (W - 1,)."""
-    steps = image[:, 1:] - image[:, :-1]
-    median = _median(steps)
-    spread = _median((steps - median).abs())
-    near = (steps - median).abs() <= 3 * spread + 1.5 / 255  # 8-bit steps have a median of whole levels, a mean has not
-    return (steps * near).sum(dim=0) / near.sum(dim=0)
+    columns = image.mT.contiguous()
+    steps = columns[1:] - columns[:-1]
+    median = medians(steps)[:, None]
+    away = (steps - median).abs()
+    spread = medians(away)[:, None]
+    near = away <= 3 * spread + 1.5 / 255  # 8-bit steps have a median of whole levels, a mean has not
+    return (steps * near).sum(dim=1) / near.sum(dim=1)
 
 
-def _median(rows: Tensor) -> Tensor:
-    """`rows.median(dim=0).values`; on the CPU by NumPy, which is six times as fast at it."""
-    if rows.device.type != "cpu":
-        return rows.median(dim=0).values
-    middle = (len(rows) - 1) // 2
-    return torch.from_numpy(np.partition(rows.numpy(), middle, axis=0)[middle])
+def medians(rows: Tensor) -> Tensor:
+    """`rows.nanmedian(dim=1).values`, (n, m) -> (n,), by NumPy's sort: on a CPU ten times as fast."""
+    ordered = np.sort(rows.cpu().numpy(), axis=1)  # NaN comes last
+    known = (~np.isnan(ordered)).sum(axis=1) if np.isnan(ordered[:, -1]).any() else np.full(len(ordered), rows.shape[1])
+    return torch.from_numpy(ordered[np.arange(len(ordered)), np.maximum(known - 1, 0) // 2]).to(rows.device)
 
 
 def _shared_variance(bands: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ brain, not of the head; again two halves must agree.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ddfm.registration.features import Masked, as_luma, valid_area
 from ddfm.registration.refine import Pair
 from ddfm.registration.search import candidates
 from ddfm.registration.transform import Registration, corner_distance, from_matrix, resize, scale_of
+from ddfm.threads import side_by_side
 
 SMALLEST = 32  # pixels a side
 ALIGNED = 1.0  # pixels of fixed: what is displaced by no more is left as it is
@@ -105,12 +107,11 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     shape = fixed.shape
     matrices = candidates(*pair)
     for side, n in LEVELS.items():
-        levels = [Pair(*pair, side, scale_of(matrix)) for matrix in matrices[:n]]
-        places = [_refined(level, matrix, 4) for level, matrix in zip(levels, matrices, strict=False)]
+        places = side_by_side(functools.partial(_refined_at, pair, side), matrices[:n])
         matrices = [place.matrix for place in sorted(places, key=lambda place: -place.score)]
     best, spread, confident = _judged(places, 4, shape)
     if not confident:  # of a frame of other proportions no similarity fits either half
-        stretched = _judged([_refined(place.level, place.matrix, 6) for place in places], 6, shape)
+        stretched = _judged(side_by_side(lambda place: _refined(place.level, place.matrix, 6), places), 6, shape)
         if stretched[2]:
             best, spread, confident = stretched
     finest = Pair(*pair, FINEST, scale_of(best.matrix))
@@ -130,6 +131,10 @@ def by_information(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
     return Estimate(matrix, found.spread_px, found.confident, found.gain)
 
 
+def _refined_at(pair: tuple[Masked, Masked], side: int, matrix: np.ndarray) -> Place:
+    return _refined(Pair(*pair, side, scale_of(matrix)), matrix, 4)
+
+
 def _refined(level: Pair, matrix: np.ndarray, free: int) -> Place:
     matrix = level.refined(matrix, free)
     return Place(matrix, level.score(matrix), level)
@@ -144,11 +149,13 @@ def _judged(places: list[Place], free: int, shape: tuple[int, ...]) -> tuple[Pla
     rivals = [p.score for p in places if corner_distance(best.matrix, p.matrix, shape) > ELSEWHERE * size]
     alone = not rivals or max(rivals) < RIVAL * best.score
     aside = ASIDE * size / max(LEVELS) / np.sqrt(2)
-    halves = []
-    for half, way in enumerate((aside, -aside)):
-        start = best.matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]])
-        similar = best.level.refined(start, 4, half)
-        halves.append(similar if free == 4 else best.level.refined(similar, free, half))
+
+    def refined_by(half: int) -> np.ndarray:
+        way = aside * (1, -1)[half]
+        similar = best.level.refined(best.matrix @ np.array([[1, 0, way], [0, 1, -way], [0, 0, 1]]), 4, half)
+        return similar if free == 4 else best.level.refined(similar, free, half)
+
+    halves = side_by_side(refined_by, (0, 1))
     spread = corner_distance(halves[0], halves[1], shape)
     return best, spread, bool(alone and spread <= max(2.0, AGREEMENT * size) and best.score > 0)
 

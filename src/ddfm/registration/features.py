@@ -61,7 +61,7 @@ def contours(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
         np.float32
     )
     found = cv2.GaussianBlur(found * HARMONICS, (0, 0), GATHER)
-    size = np.linalg.norm(found, axis=-1, keepdims=True)
+    size = np.sqrt(np.einsum("hwc,hwc->hw", found, found))[..., None]  # a norm over five is six times as slow
     result: np.ndarray = (found / (size + max(0.5 * float(np.median(size)), 1e-4))).astype(np.float32)
     return result
 

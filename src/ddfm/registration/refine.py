@@ -72,7 +72,7 @@ def gradient(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def trust(difference: np.ndarray) -> np.ndarray:
     """The robust weight, (H, W) in (0, 1], of a difference of contours (H, W, 5)."""
-    found: np.ndarray = (TAU / (TAU + (difference**2).sum(-1))) ** 2
+    found: np.ndarray = (TAU / (TAU + np.einsum("hwc,hwc->hw", difference, difference))) ** 2
     return found
 
 
@@ -93,9 +93,12 @@ def _gauss_newton(moving: Level, fixed: Level, matrix: np.ndarray, free: int) ->
     height, width = known.shape
     size = max(height, width) / 2
     motions = _motions(free)
-    y, x = np.indices((height, width), np.float32)
-    basis = np.stack([np.ones_like(x), (x - (width - 1) / 2) / size, (y - (height - 1) / 2) / size], -1).reshape(-1, 3)
-    products = np.einsum("na,nb->nab", basis, basis).reshape(-1, 9)
+    # Moments of a plane, (3, 3) sums of v^i u^j: rows and columns apart, a ninth of what sums of products would read.
+    along_x, along_y = (
+        ((np.arange(n, dtype=np.float32) - (n - 1) / 2) / size)[:, None] ** np.arange(3, dtype=np.float32)
+        for n in (width, height)
+    )
+    u, v = np.array([0, 1, 0]), np.array([0, 0, 1])  # the powers in 1, u and v
     centred = np.array([[1, 0, -(width - 1) / 2], [0, 1, -(height - 1) / 2], [0, 0, size]]) / size
     of_target = gradient(target)
     for _ in range(STEPS):
@@ -105,17 +108,17 @@ def _gauss_newton(moving: Level, fixed: Level, matrix: np.ndarray, free: int) ->
         weight = _warp(moving[1], matrix, known.shape) * known
         weight *= trust(difference)
 
-        def weighted(a: np.ndarray, b: np.ndarray, weight: np.ndarray = weight) -> np.ndarray:
-            result: np.ndarray = (np.einsum("hwc,hwc->hw", a, b) * weight).ravel()
+        def moments(a: np.ndarray, b: np.ndarray, weight: np.ndarray = weight) -> np.ndarray:
+            result: np.ndarray = along_y.T @ (np.einsum("hwc,hwc->hw", a, b) * weight @ along_x)
             return result
 
         gx, gy = gradients
-        xy = weighted(gx, gy) @ products
-        tensor = np.stack([weighted(gx, gx) @ products, xy, xy, weighted(gy, gy) @ products]).reshape(2, 2, 3, 3)
-        slope = np.stack([weighted(g, difference) @ basis for g in gradients])
-        normal = np.einsum("kia,ijab,ljb->kl", motions, tensor.astype(np.float64), motions)
+        xx, xy, yy = (moments(*planes)[v[:, None] + v, u[:, None] + u] for planes in ((gx, gx), (gx, gy), (gy, gy)))
+        tensor = np.stack([xx, xy, xy, yy]).reshape(2, 2, 3, 3)
+        slope = np.stack([moments(g, difference)[v, u] for g in gradients])
+        normal = np.einsum("kia,ijab,ljb->kl", motions, tensor, motions)
         normal += np.diag(np.diag(normal)) * DAMPING + 1e-6 * np.eye(free)
-        step = np.linalg.solve(normal, np.einsum("kia,ia->k", motions, slope.astype(np.float64)))
+        step = np.linalg.solve(normal, np.einsum("kia,ia->k", motions, slope))
         step *= min(1.0, 4 / max(float(np.abs(step).max()), 1e-9))
         change = np.einsum("k,kia->ia", step, motions)
         matrix = matrix @ (np.eye(3) + np.vstack([np.roll(change, -1, axis=1), [0, 0, 0]]) @ centred)

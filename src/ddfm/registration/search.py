@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import cv2
 import numpy as np
 import scipy.fft
 
 from ddfm.registration.features import Masked, contours, shrink
 from ddfm.registration.transform import corner_distance, resize
+from ddfm.threads import side_by_side
 
 RATIOS = np.exp(np.linspace(np.log(0.4), np.log(2.5), 21))  # field of view of moving over that of fixed
 TURNS = (-0.07, 0.0, 0.07)  # radians
@@ -25,16 +28,20 @@ def candidates(moving: Masked, fixed: Masked) -> list[np.ndarray]:
     target, known = (shrink(part, small) for part in fixed)
     to_thumbnail = np.linalg.inv(resize(shape, target.shape).matrix)
     correlator = _Correlator(target, known)
-    found = []
-    for ratio in RATIOS:
+
+    def with_ratio(ratio: float) -> list[tuple[float, np.ndarray]]:
         factor = ratio * float(np.sqrt(AREA / moving[0].size))  # of moving, to the thumbnail's pixels
         image, inside = (shrink(part, factor) for part in moving)
         to_moving = resize(moving[0].shape, image.shape).matrix
+        found = []
         for turn in TURNS:
             turned, rotation = _turned(image, inside, turn)
             for score, x, y in correlator.peaks(*turned):
                 shift = np.array([[1, 0, x], [0, 1, y], [0, 0, 1]], np.float64)
                 found.append((score, to_moving @ rotation @ shift @ to_thumbnail))
+        return found
+
+    found = list(itertools.chain(*side_by_side(with_ratio, RATIOS)))
     found.sort(key=lambda pair: -pair[0])
     kept: list[np.ndarray] = []
     for _, matrix in found:
