@@ -1,5 +1,6 @@
 """Images of users to luma tensors of the network, and back: what the pipeline does before and after its loop."""
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from ddfm.colour import fused_colour, luma
 from ddfm.errors import InputError
 from ddfm.io.images import as_pixels, eight_bits
+from ddfm.palettes import PALETTE_IGNORED, beside_photos
 from ddfm.settings import FusionSettings
 
 OutputType = Literal["np", "pil", "pt"]
@@ -38,6 +40,14 @@ def check_sources(images: list[list[np.ndarray]]) -> tuple[int, int]:
     if min(height, width) < SMALLEST:
         raise InputError(f"The images are {sizes[0]}; at least {SMALLEST}x{SMALLEST} is needed.")
     return height, width
+
+
+def without_false_colours(images: list[list[np.ndarray]]) -> None:
+    """Puts the brightness of an image that is painted with a palette in its place, where another is a photo; warns."""
+    for k in range(len(images[0])):
+        for source in beside_photos([batch[k] for batch in images]):
+            images[source][k] = luma(images[source][k])
+            warnings.warn(f"Source {source + 1} {PALETTE_IGNORED}", stacklevel=3)
 
 
 def to_luma(batch: list[np.ndarray]) -> Tensor:

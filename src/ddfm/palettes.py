@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -17,6 +19,7 @@ PALETTES = {
     "turbo": cv2.COLORMAP_TURBO,
 }
 
+PALETTE_IGNORED = "has the colours of a palette: its brightness is fused, the colours are those of the photo."
 
 # Of 451 photos none has colours in a curve by these, of thermal images most (see `is_false_colour`).
 SAMPLES = 8000  # colours looked at
@@ -59,6 +62,18 @@ def overlaid(
     share = blend if where is None else blend * where[..., None]
     mixed: np.ndarray = np.clip(fused + share * (colours - fused), 0, 1).astype(np.float32)
     return mixed
+
+
+def beside_photos(images: Sequence[np.ndarray]) -> list[int]:
+    """Which of a scene's images, (H, W) or (H, W, 3) in [0, 1], are painted with a palette beside one that is not.
+
+    Of these the brightness is to be fused: their colours would mix into the photo's.
+    """
+    coloured = [k for k, image in enumerate(images) if image.ndim == 3]
+    if len(coloured) < 2:
+        return []
+    painted = [k for k in coloured if is_false_colour(images[k])]
+    return painted if len(painted) < len(coloured) else []
 
 
 def is_false_colour(pixels: np.ndarray) -> bool:

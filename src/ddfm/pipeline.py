@@ -21,7 +21,15 @@ from torch import Tensor
 
 from ddfm.colour import join, prior_join, prior_split, split
 from ddfm.errors import InputError
-from ddfm.image_processor import OutputType, as_batch, as_output, check_sources, finished, to_luma
+from ddfm.image_processor import (
+    OutputType,
+    as_batch,
+    as_output,
+    check_sources,
+    finished,
+    to_luma,
+    without_false_colours,
+)
 from ddfm.io.images import as_pixels
 from ddfm.likelihoods import LIKELIHOODS, Likelihood, Released, check_likelihood
 from ddfm.prior import Denoiser, Progress, load_prior
@@ -184,6 +192,7 @@ class DDFMPipeline(DiffusionPipeline):
             raise InputError(f"The sources are a list, an entry for each sensor, not {type(sources).__name__}.")
         images = [as_batch(source) for source in sources]
         model, size = likelihood_of(settings), check_sources(images)
+        without_false_colours(images)
         steps = model.steps if settings.num_inference_steps is None else settings.num_inference_steps
         strength = model.strength if settings.strength is None else settings.strength
         scheduler = shorthand(self.scheduler.config, settings.sampler) if settings.sampler else self.scheduler

@@ -79,6 +79,8 @@ class FusionSettings:
             if isinstance(self.tile, (bool, str)) or not hasattr(self.tile, "__index__") or not 1 <= self.tile < 2**31:
                 raise InputError(f"tile is a number of pixels, 'auto' or None, not {self.tile!r}.")
             object.__setattr__(self, "tile", int(self.tile))
+        if self.tile is None and self.tile_overlap != OVERLAP:
+            raise InputError("tile_overlap is what neighbouring tiles share; it needs a tile.")
         if self.strength is not None and not (
             isinstance(self.strength, (int, float)) and math.isfinite(self.strength) and 0 < self.strength <= 1
         ):

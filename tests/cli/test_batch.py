@@ -37,14 +37,15 @@ def test_batch_in_tiles_is_the_function(run_batch, sets, prior):
     common = {"likelihood": "paper", "num_inference_steps": 2}
     sources = [sets / name / "0 [x].png" for name in ("ir", "vis")]
     tiled, whole = (
-        pipe(sources, generator=image_generator(0, "0 [x]"), tile=tile, tile_overlap=8, **common).images[0]
-        for tile in (32, None)
+        pipe(sources, generator=image_generator(0, "0 [x]"), **tiles, **common).images[0]
+        for tiles in ({"tile": 32, "tile_overlap": 8}, {"tile": None})
     )
     fused = images.read(sets / "out" / "0 [x].png").pixels
     np.testing.assert_allclose(fused, tiled, atol=0.51 / 65535 + 1e-5)
     assert np.abs(fused - whole).max() > 0.05
     assert run_batch("--resume", *options)[1].startswith("0 fused, 2 complete before")
-    assert run_batch("--resume", *options, "--tile", "none")[1].startswith("2 fused, 0 complete before")
+    whole = ("--likelihood", "paper", "--tile", "none", "--depth", 16)
+    assert run_batch("--resume", *whole)[1].startswith("2 fused, 0 complete before")
 
 
 @pytest.mark.parametrize("option", ["--tile", "--depth"])

@@ -267,8 +267,8 @@ def test_free_memory_counts_what_the_allocator_keeps():
 def test_a_run_in_tiles_is_near_the_whole_one(tiny_prior, pair):
     options = {"num_inference_steps": 4, "likelihood": "paper"}
     whole, tiled = (
-        tiny_prior(pair, **options, tile=tile, tile_overlap=16, generator=torch.Generator().manual_seed(0)).images
-        for tile in (None, 32)
+        tiny_prior(pair, **options, **tiles, generator=torch.Generator().manual_seed(0)).images
+        for tiles in ({"tile": None}, {"tile": 32, "tile_overlap": 16})
     )
     assert whole.shape == tiled.shape
     assert abs(whole - tiled).max() > 0  # it was tiled
@@ -288,6 +288,11 @@ def test_auto_is_decided_once_a_run(monkeypatch, pair):
 def test_a_tile_that_the_network_does_not_take_is_refused(tiny_prior, pair, tile):
     with pytest.raises(InputError, match="tile"):
         tiny_prior(pair, tile=tile)
+
+
+def test_an_overlap_without_tiles_is_refused(tiny_prior, pair):
+    with pytest.raises(InputError, match="tile_overlap is what neighbouring tiles share"):
+        tiny_prior(pair, tile=None, tile_overlap=16)
 
 
 @pytest.mark.parametrize("overlap", [-1, 30, 32])

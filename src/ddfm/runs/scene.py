@@ -24,7 +24,7 @@ from ddfm.io.files import quoted
 from ddfm.io.images import Image
 from ddfm.io.outputs import Outputs
 from ddfm.io.sources import read_source
-from ddfm.palettes import is_false_colour, overlaid
+from ddfm.palettes import PALETTE_IGNORED, beside_photos, overlaid
 from ddfm.runs import fusing
 from ddfm.runs.reading import FIELDS, Reading, with_changes
 from ddfm.settings import Colour, FusionSettings, changed
@@ -282,19 +282,9 @@ def _framed(framed: Framed, frame: int, findings: list[str]) -> Scene:
 
 
 def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]]:
-    """Beside a photo, an image painted with a palette by its brightness: its colours would mix into the photo's."""
-    coloured = [source for source in sources if source.pixels.ndim == 3]
-    if len(coloured) < 2:
-        return sources, []
-    painted = [source for source in coloured if is_false_colour(source.pixels)]
-    if len(painted) == len(coloured):
-        return sources, []
-    said = [
-        f"{source.name} has the colours of a palette: its brightness is fused, the colours are those of the photo."
-        for source in painted
-    ]
-    grey = [replace(x, pixels=luma(x.pixels)) if any(x is p for p in painted) else x for x in sources]
-    return grey, said
+    painted = beside_photos([source.pixels for source in sources])
+    grey = [replace(x, pixels=luma(x.pixels)) if k in painted else x for k, x in enumerate(sources)]
+    return grey, [f"{sources[k].name} {PALETTE_IGNORED}" for k in painted]
 
 
 def _check_options(sources: list[Image], medical: bool, how: Reading) -> None:
