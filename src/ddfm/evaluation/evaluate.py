@@ -34,7 +34,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
     "harvard": {"EN": 4.64, "SD": 63.11, "MI": 1.99, "VIF": 0.76, "Qabf": 0.60, "SSIM": 1.41},
 }
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
+Progress = Callable[[int, int], None]  # (images done, total)
 Method = Callable[[list[np.ndarray]], np.ndarray]
 
 

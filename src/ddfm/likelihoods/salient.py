@@ -95,7 +95,7 @@ class Salient:
             raise InputError(f"There are {len(sources)} sources but {len(self.roles)} roles; give one role per source.")
         denoise = denoise if self.denoise_sources else None
         clean, noises = remove_noise(sources, denoise, self.noises)
-        # Sensors do not share noise, so an image whose sources are all equal is the result as it is.
+        # Sensors do not share noise: where all sources of an image are equal, they are the result.
         equal = torch.stack([(s == sources[0]).flatten(1).all(dim=1) for s in sources]).all(dim=0).view(-1, 1, 1, 1)
         clean = [torch.where(equal, (s + 1) / 2, c) for s, c in zip(sources, clean, strict=True)]
         gain = STRONG if self.contrast == "strong" else 1.0
