@@ -77,7 +77,7 @@ def test_a_scheduler_that_cannot_step_from_x0_is_refused(pipe, pair, scheduler):
 
 @pytest.mark.parametrize("arguments", [{"settings": np.zeros((16, 16))}, {"likelihood": Paper}])
 def test_what_is_in_the_wrong_place_is_refused_in_a_line(pipe, pair, arguments):
-    with pytest.raises(InputError, match=r"in one list|likelihood is one of") as error:
+    with pytest.raises(InputError, match=r"in one list|likelihood must be one of") as error:
         pipe(pair, **arguments)
     assert "\n" not in str(error.value)
 
@@ -85,7 +85,7 @@ def test_what_is_in_the_wrong_place_is_refused_in_a_line(pipe, pair, arguments):
 def test_settings_in_words():
     assert FusionSettings(roles="thermal, visible").roles == ("thermal", "visible")
     assert FusionSettings.from_strings({"roles": "thermal visible"}).roles == ("thermal", "visible")
-    with pytest.raises(InputError, match=r"num_inference_steps is a whole number, not '2\.5'"):
+    with pytest.raises(InputError, match=r"num_inference_steps must be a whole number, not '2\.5'"):
         FusionSettings.from_strings({"num_inference_steps": "2.5"})
 
 
@@ -233,7 +233,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(pipe, pair, options, word):
 
 @pytest.mark.parametrize("sources", ["ir.png", Path("ir.png"), {"ir": 0}, PIL.Image.new("L", (32, 32)), None])
 def test_sources_that_are_no_list_are_refused_in_a_sentence(pipe, sources):
-    with pytest.raises(InputError, match=rf"an entry for each sensor, not {type(sources).__name__}\."):
+    with pytest.raises(InputError, match=rf"a list with one entry per sensor, not {type(sources).__name__}\."):
         pipe(sources)
 
 
@@ -251,10 +251,10 @@ def test_images_of_other_libraries_are_refused_with_what_to_do(pipe):
 @pytest.mark.parametrize(
     ("returned", "sentence"),
     [
-        ({"latents": None}, r"a tensor of the shape \(1, 1, 33, 46\)"),
-        ({"latents": torch.zeros(1, 1, 8, 8)}, r"a tensor of the shape"),
-        ({"x0": torch.zeros(1, 1, 33, 46)}, "not another x0"),
-        ({"prompt_embeds": 0}, "not another prompt_embeds"),
+        ({"latents": None}, r"a tensor of shape \(1, 1, 33, 46\)"),
+        ({"latents": torch.zeros(1, 1, 8, 8)}, r"a tensor of shape"),
+        ({"x0": torch.zeros(1, 1, 33, 46)}, "but not x0"),
+        ({"prompt_embeds": 0}, "but not prompt_embeds"),
     ],
 )
 def test_what_a_callback_returns_is_used_or_refused(pipe, pair, returned, sentence):
@@ -264,9 +264,9 @@ def test_what_a_callback_returns_is_used_or_refused(pipe, pair, returned, senten
 
 def test_fuse_refuses_what_it_would_not_return(prior, pair):
     for options in ({"output_type": "pil"}, {"return_dict": False}):
-        with pytest.raises(InputError, match=f"for {min(options)} call a DDFMPipeline"):
+        with pytest.raises(InputError, match=f"to set {min(options)}, call a DDFMPipeline"):
             ddfm.fuse(*pair, prior=prior, **options)
-    with pytest.raises(InputError, match="one image for each sensor"):
+    with pytest.raises(InputError, match="one image per sensor"):
         ddfm.fuse(pair, pair, prior=prior)
 
 

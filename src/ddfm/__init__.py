@@ -1,9 +1,9 @@
-"""DDFM: fuse registered images of several sensors by posterior sampling with a diffusion prior.
+"""DDFM: fuse registered images from several sensors by posterior sampling with a diffusion prior.
 
     from ddfm import fuse
     fused = fuse("infrared.png", "visible.png")        # float32 in [0, 1], in the colour of the visible image
 
-The heavy libraries are imported when a name is first used, so that `import ddfm` is quick.
+Heavy libraries are imported only when a name is first used, so `import ddfm` is fast.
 """
 
 import importlib

@@ -1,8 +1,8 @@
-"""Luma and chroma, out and back: the only room that knows of colour spaces.
+"""Splits images into luma and chroma and joins them again: the only module that knows about colour spaces.
 
-Two spaces. Images of users (NumPy, [0, 1]) are split in the full-range YCbCr of ITU-R BT.601, which JPEG
-and OpenCV use: Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B - Y) / 1.772, Cr = (R - Y) / 1.402, nothing rounded.
-The released DDFM code (torch, [-1, 1]) takes the *studio-swing* luma of scikit-image; that quirk is
+There are two. User images (NumPy, [0, 1]) are split in the full-range YCbCr of ITU-R BT.601, as in JPEG
+and OpenCV: Y = 0.299 R + 0.587 G + 0.114 B, Cb = (B - Y) / 1.772, Cr = (R - Y) / 1.402, without rounding.
+The released DDFM code (torch, [-1, 1]) uses scikit-image's *limited-range* luma instead; that quirk is in
 `studio_luma`, `studio_split` and `studio_join`.
 """
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _R, _G, _B = 0.299, 0.587, 0.114
 
-# Of the way that Y goes towards the chroma. On six PET pairs, 0, 0.5 and 1 keep 52, 79 and 99 % of the chroma in
-# bright regions; hot spots are white with 0, and with 1 no structure of the MRI is left in them.
+# How far Y gives way to the chroma. On six PET pairs, 0, 0.5 and 1 keep 52, 79 and 99 % of the chroma in bright
+# regions; with 0 hot spots are white, and with 1 they lose all structure of the MRI.
 ROOM = 0.5
 
-BAND = 2**16  # pixels that are coloured at a time: the dozen copies that it takes stay in the cache
+BAND = 2**16  # pixels coloured at a time, so that the dozen temporary copies stay in the cache
 
 # ITU-R BT.601 limited range as in skimage.color.rgb2ycbcr: RGB in [0, 1] to Y in [16, 235], Cb and Cr in [16,
 # 240].
@@ -34,11 +34,11 @@ _STUDIO_OFFSET = np.array([16.0, 128.0, 128.0]) / 255
 
 
 def luma(rgb: np.ndarray) -> np.ndarray:
-    """Y of an image: (H, W, 3) in [0, 1] to float32 (H, W) in [0, 1]; a grey (H, W) one is its own luma."""
+    """Y of an image: (H, W, 3) in [0, 1] to float32 (H, W) in [0, 1]; a grey (H, W) image is its own luma."""
     rgb = np.asarray(rgb, np.float32)
     if rgb.ndim == 2:
         return rgb
-    # The clip is for the last bit: the three weights add up to 1 only within rounding.
+    # Clipped because the three weights add up to 1 only within rounding.
     return np.clip(_R * rgb[..., 0] + _G * rgb[..., 1] + _B * rgb[..., 2], 0, 1)
 
 
@@ -51,9 +51,9 @@ def split(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     """Y (H, W) in [0, 1] and chroma (H, W, 2) to RGB (H, W, 3) in [0, 1], float32; the inverse of `split`.
 
-    A new Y may put the colour outside [0, 1]. Clipping each channel would turn its hue and change Y; instead
-    the chroma of that pixel alone is multiplied by the largest factor in [0, 1] that fits, so Y and hue stay
-    as they are.
+    A new Y may put the colour outside [0, 1]. Clipping each channel would change hue and Y; instead
+    the chroma of that pixel is multiplied by the largest factor in [0, 1] that fits, so Y and hue are
+    preserved.
     """
     y, offset = np.clip(np.asarray(y, np.float32), 0, 1)[..., None], chroma_offset(chroma)
     room = np.where(offset > 0, 1 - y, y)
@@ -64,10 +64,10 @@ def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
 
 
 def make_room(y: np.ndarray, chroma: np.ndarray, share: float = ROOM) -> np.ndarray:
-    """Y (H, W) in [0, 1] moved by `share` of the way to the nearest Y that shows the chroma (H, W, 2) whole.
+    """Y (H, W) in [0, 1] moved by a fraction `share` towards the nearest Y that can show the whole chroma (H, W, 2).
 
-    White has no colour: where `join` would have to take much of the chroma, as in the hot spots of a PET
-    over a bright MRI, Y gives way to it. With 0 Y stays, with 1 the chroma.
+    White has no colour: where `join` would have to remove much of the chroma, as in the hot spots of a PET
+    over a bright MRI, Y gives way. share = 0 keeps Y, share = 1 keeps the chroma.
     """
     y, offset = np.clip(np.asarray(y, np.float32), 0, 1), chroma_offset(chroma)
     low = np.maximum(0, -_over_channels(np.minimum, offset))
@@ -83,10 +83,9 @@ def chroma_offset(chroma: np.ndarray) -> np.ndarray:
 
 
 def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
-    """Chroma of several coloured sources, (H, W, 2) each, to one: their mean weighted by saturation, |(Cb,
-    Cr)|.
+    """Merges the chroma of several coloured sources, (H, W, 2) each: the mean weighted by saturation, |(Cb, Cr)|.
 
-    Where one source is grey the other's colour stays whole; where all are grey so is the result.
+    Where one source is grey the other's colour is unchanged; where all are grey, so is the result.
     """
     weights = [np.hypot(c[..., 0], c[..., 1])[..., None] for c in chroma]
     total = np.maximum(sum(weights), np.float32(1e-12))
@@ -95,11 +94,12 @@ def merge_chroma(chroma: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def lent_chroma(y_fused: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """The chroma (H, W, 2) that a source (H, W, 3) lends to the fused luma, (H, W), all in [0, 1]: its own, or less.
+    """The chroma (H, W, 2) that a source (H, W, 3) gives to the fused luma (H, W), all in [0, 1]: its own, or less.
 
-    Where the fused image is darker it fades with the luma, as light does: no pixel is more saturated than it was. Where
-    it is brighter than any of the source's channels it fades with their largest over the fused luma: a lamp's faint
-    halo does not paint the trees that the infrared makes bright, and PET's blue, dark by its luma, stays blue.
+    Where the fused image is darker than the source, chroma fades with luma, as light does, so no pixel becomes more
+    saturated. Where the fused image is brighter than all of the source's channels, chroma is scaled by the largest
+    channel over the fused luma: a lamp's faint halo does not tint trees that the infrared makes bright, while PET's
+    blue, dark in luma, stays blue.
     """
     y, chroma = split(source)
     fused, least = np.clip(y_fused, 0, 1), np.float32(1e-6)
@@ -109,13 +109,13 @@ def lent_chroma(y_fused: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def _over_channels(ufunc: np.ufunc, image: np.ndarray) -> np.ndarray:
-    """`ufunc` of the channels of (H, W, 3), (H, W); reducing an axis of three is twenty times slower."""
+    """`ufunc` over the channels of (H, W, 3), as (H, W); reducing an axis of length 3 is twenty times slower."""
     found: np.ndarray = ufunc(ufunc(image[..., 0], image[..., 1]), image[..., 2])
     return found
 
 
 def lends_colour(sources: Sequence[np.ndarray], mode: Colour = "auto") -> list[np.ndarray]:
-    """The sources, each (H, W) or (H, W, 3), whose chroma `fused_colour` takes; none for a grey result."""
+    """The sources, each (H, W) or (H, W, 3), whose chroma `fused_colour` uses; empty for a grey result."""
     chosen = {"auto": slice(None), "grey": slice(0), "first": slice(0, 1), "second": slice(1, 2)}[mode]
     return [source for source in sources[chosen] if source.ndim == 3]
 
@@ -123,9 +123,9 @@ def lends_colour(sources: Sequence[np.ndarray], mode: Colour = "auto") -> list[n
 def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Colour = "auto") -> np.ndarray:
     """Give the fused luma, (H, W) in [0, 1], the colour of its sources, each (H, W) or (H, W, 3) in [0, 1].
 
-    mode: "auto" takes the chroma of every coloured source (merged by saturation if several), "first" and
-    "second" that of one source, "grey" none; how much of it, see `lent_chroma`. Where the colour would wash out Y
-    gives way a little, see `make_room`. Returns (H, W, 3), or (H, W) where there is no colour to take.
+    mode: "auto" uses the chroma of every coloured source (merged by saturation if several), "first" and
+    "second" that of one source, "grey" none; `lent_chroma` says how much of it. Where the colour would wash out, Y
+    gives way a little, see `make_room`. Returns (H, W, 3), or (H, W) if there is no colour.
     """
     coloured = lends_colour(sources, mode)
     if not coloured:
@@ -145,7 +145,7 @@ def fused_colour(y_fused: np.ndarray, sources: Sequence[np.ndarray], mode: Colou
 def studio_luma(x: Tensor) -> Tensor:
     """The released code's luma of an image in [-1, 1]: (B, 3, H, W) to (B, 1, H, W).
 
-    It feeds data in [-1, 1] to a formula made for [0, 1]: Y = (16 + 65.481 R + 128.553 G + 24.966 B) / 255,
+    It applies a formula for [0, 1] to data in [-1, 1]: Y = (16 + 65.481 R + 128.553 G + 24.966 B) / 255,
     so grey -1, 0, 1 become -0.796, 0.063, 0.922.
     """
     return studio_split(x)[0]
@@ -173,10 +173,10 @@ def _mix(matrix: np.ndarray, x: Tensor) -> Tensor:
 
 
 def prior_split(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The luma of a network's image and what `prior_join` needs to put another in its place.
+    """The luma of a network image, and the chroma that `prior_join` needs to replace that luma.
 
     x: (B, C, H, W) in [-1, 1]; luma (B, 1, H, W), full range, so that grey -1 .. 1 stays -1 .. 1. With C = 1 the image
-    is its own luma and there is no chroma: None.
+    is its own luma and the chroma is None.
     """
     if x.shape[1] == 1:
         return x, None

@@ -1,4 +1,4 @@
-"""Images of users to luma tensors of the network, and back: what the pipeline does before and after its loop."""
+"""Converts the user's images to the network's luma tensors, and back: the steps before and after the sampling loop."""
 
 import warnings
 from typing import Any, Literal
@@ -19,13 +19,13 @@ SMALLEST = 16  # pixels a side
 
 
 def as_batch(source: Any) -> list[np.ndarray]:
-    """One sensor's images: a single one is a batch of one."""
+    """One sensor's images; a single image is a batch of one."""
     many = isinstance(source, (list, tuple)) or (isinstance(source, Tensor) and source.ndim == 4)
     return [as_pixels(image) for image in source] if many else [as_pixels(source)]
 
 
 def check_sources(images: list[list[np.ndarray]]) -> tuple[int, int]:
-    """Their common height and width. Raises InputError."""
+    """The common height and width of the sources. Raises InputError."""
     if len(images) < 2:
         raise InputError(f"Fusion takes two or more sources, not {len(images)}.")
     if len({len(batch) for batch in images}) > 1 or not images[0]:
@@ -43,7 +43,7 @@ def check_sources(images: list[list[np.ndarray]]) -> tuple[int, int]:
 
 
 def without_false_colours(images: list[list[np.ndarray]]) -> None:
-    """Puts the brightness of an image that is painted with a palette in its place, where another is a photo; warns."""
+    """Replaces a false-colour image by its brightness if another source is a photo, and warns."""
     for k in range(len(images[0])):
         for source in beside_photos([batch[k] for batch in images]):
             images[source][k] = luma(images[source][k])
@@ -56,7 +56,7 @@ def to_luma(batch: list[np.ndarray]) -> Tensor:
 
 
 def finished(lumas: Tensor, images: list[list[np.ndarray]], settings: FusionSettings) -> list[np.ndarray]:
-    """The network's image to the user's: luma in [0, 1], contrast, colour of the sources."""
+    """From the network's luma to the user's images: range [0, 1], contrast, colour of the sources."""
     fused = []
     for k, y in enumerate(lumas[:, 0].cpu().numpy()):
         low, high = (y.min(), y.max()) if settings.contrast == "minmax" else (-1, 1)
@@ -69,7 +69,7 @@ def as_output(images: list[np.ndarray], output_type: str) -> np.ndarray | list[P
     """Images in [0, 1], (H, W) or (H, W, 3), as `FusionOutput.images` of this type."""
     if output_type == "pil":
         return [PIL.Image.fromarray(eight_bits(image)) for image in images]
-    if any(image.ndim == 3 for image in images):  # a batch has one shape
+    if any(image.ndim == 3 for image in images):  # all images of a batch share one shape
         images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1) for image in images]
     stacked = np.stack(images)
     if output_type == "pt":

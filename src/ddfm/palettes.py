@@ -31,7 +31,7 @@ HUES = 0.045  # spread of the second direction of hues
 def painted(values: np.ndarray, palette: str) -> np.ndarray:
     """Values (H, W) in [0, 1] as a palette's colours, float32 (H, W, 3) in [0, 1]. Raises InputError."""
     if palette not in PALETTES:
-        raise InputError(f"The palette is one of {', '.join(PALETTES)}, not {palette[:80]}.")
+        raise InputError(f"The palette must be one of {', '.join(PALETTES)}, not {palette[:80]}.")
     if (code := PALETTES[palette]) is None:
         stops = np.linspace(0, 1, len(_IRONBOW))
         return np.dstack([np.interp(values, stops, channel) for channel in _IRONBOW.T]).astype(np.float32)

@@ -47,12 +47,12 @@ class FusionOutput(BaseOutput):
     """What `DDFMPipeline` returns.
 
     Attributes:
-        images: The fused images in [0, 1], in the colour of the sources: float32 (B, H, W) or (B, H, W, 3) for "np",
+        images: The fused images in [0, 1], with the colour of the sources: float32 (B, H, W) or (B, H, W, 3) for "np",
             a list of PIL images for "pil", a tensor (B, 1 or 3, H, W) for "pt".
-        samples: The last sample as the network sees it, (B, C, H, W), nominally in [-1, 1], not clipped; with
-            num_samples = K > 1 all of them, (K, B, C, H, W).
-        std: With num_samples > 1, the standard deviation of the fused luma, (B, H, W), luma in [0, 1]: that over the
-            samples, and what the likelihood knows beside (the default: what removing noise left uncertain).
+        samples: The final sample in the network's range, (B, C, H, W), nominally in [-1, 1], not clipped; with
+            num_samples = K > 1 all samples, (K, B, C, H, W).
+        std: With num_samples > 1, the standard deviation of the fused luma, (B, H, W), luma in [0, 1]: the spread of
+            the samples combined with the likelihood's `variance` (by default, the uncertainty left by denoising).
     """
 
     images: np.ndarray | list[PIL.Image.Image] | Tensor
@@ -64,10 +64,10 @@ class DDFMPipeline(DiffusionPipeline):
     """DDFM: a sample of p(f | sources) ~ p(f) p(sources | f) with an unconditional diffusion model as p(f).
 
     Args:
-        unet: The prior's network of 1 (luma) or 3 (RGB) channels: `UNet2DModel`, `ResidualUNet` or one like them.
-        scheduler: The schedule it was trained on, what it predicts, and the sampler: swap in another with
-            `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`. Where `strength` is below 1 a scheduler
-            that takes no time steps from outside goes its own last ones.
+        unet: The prior's network with 1 (luma) or 3 (RGB) channels: `UNet2DModel`, `ResidualUNet` or a compatible one.
+        scheduler: The schedule the network was trained on, its prediction type, and the sampler: swap in another with
+            `pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)`. With `strength` below 1, a scheduler
+            that does not accept custom timesteps runs the last of its own.
     """
 
     model_cpu_offload_seq = "unet"  # type: ignore[assignment]
@@ -85,13 +85,13 @@ class DDFMPipeline(DiffusionPipeline):
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> "DDFMPipeline":
-        """A pipeline around `load_prior(source, device, dtype)`, sampling by DDIM; see there for errors."""
+        """A pipeline around `load_prior(source, device, dtype)` that samples by DDIM; for errors see `load_prior`."""
         prior = load_prior(source, device, dtype)
         return cls(prior.unet, shorthand(prior.scheduler.config, "ddim"))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[Any], **options: Any) -> "DDFMPipeline":
-        """As diffusers', of a saved pipeline; raises InputError for a prior that only `from_prior` loads."""
+        """As in diffusers, for a saved pipeline; raises InputError for a prior that only `from_prior` loads."""
         name = str(pretrained_model_name_or_path)
         if name in ("embedded", "openai-256") or name.endswith(".pt"):
             raise InputError(f"{name} is a prior, not a saved pipeline: use DDFMPipeline.from_prior({name!r}).")
@@ -99,11 +99,11 @@ class DDFMPipeline(DiffusionPipeline):
         return pipe
 
     def set_progress_bar_config(self, **options: Any) -> None:
-        """As diffusers', of tqdm's bar over the steps: `disable=True`."""
+        """As in diffusers: options of tqdm's bar over the steps, such as `disable=True`."""
         super().set_progress_bar_config(**options)  # type: ignore[no-untyped-call]
 
     def denoiser(self, **options: Any) -> Denoiser:
-        """The prior as a function, `x0 = pipe.denoiser(tile=256)(x_t, t)`; options as of `Denoiser`."""
+        """The prior as a function, `x0 = pipe.denoiser(tile=256)(x_t, t)`; takes the options of `Denoiser`."""
         return Denoiser(self.unet, self.scheduler, device=self._execution_device, **options)
 
     @torch.no_grad()
@@ -117,8 +117,8 @@ class DDFMPipeline(DiffusionPipeline):
     ) -> np.ndarray | None:
         """A source without its noise and stripes, as the likelihood would clean it; None if that changes nothing.
 
-        For a source that is to be resampled: its noise can only be told from detail on its own grid. Arguments as of
-        `__call__`; returns float32 (H, W) or (H, W, 3) in [0, 1].
+        Use it before resampling a source: noise can be told from detail only on the source's original grid. Arguments
+        as in `__call__`; returns float32 (H, W) or (H, W, 3) in [0, 1].
         """
         settings = changed(settings, changes)
         model, pixels = likelihood_of(settings), as_pixels(source)
@@ -138,12 +138,12 @@ class DDFMPipeline(DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the run in progress, for a callback that shows it."""
+        """Number of steps in the current run, for callbacks that show progress."""
         return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback asked the run to end, by `pipe._interrupt = True`; it ends after that step."""
+        """Whether a callback stopped the run by setting `pipe._interrupt = True`; the run ends after that step."""
         return self._interrupt
 
     @torch.no_grad()
@@ -166,30 +166,30 @@ class DDFMPipeline(DiffusionPipeline):
         Args:
             sources: One entry per sensor, [infrared, visible] or [MRI, PET]: an image, or a list of B images for a
                 batch. An image is a uint8, uint16 or [0, 1] float array (H, W) or (H, W, 3), a tensor, a PIL image or
-                a path; all of one size, 16 x 16 or more.
-            settings: How to fuse; `changes` are fields of it, `pipe(sources, likelihood="paper", tile=256)`. Its seed
-                counts where neither `generator` nor `latents` is given.
-            latents: The noise to start from, (B, C, H, W), of a single sample; drawn with `generator` if None.
+                a path; all of the same size, at least 16 x 16.
+            settings: How to fuse; `changes` override its fields: `pipe(sources, likelihood="paper", tile=256)`. Its
+                seed is used when neither `generator` nor `latents` is given.
+            latents: The initial noise, (B, C, H, W), for a single sample; drawn with `generator` if None.
             generator: For reproducible noise; a list of B makes each image independent of its batch.
             output_type: "np", "pil" or "pt".
-            return_dict: Whether to return a `FusionOutput`; else the tuple (images, samples, std).
-            progress: Called with (evaluations of the network done, a fraction for tiles; total, which may increase).
-            callback_on_step_end: Called after each step as (pipeline, i, t, tensors); may return a dict with other
+            return_dict: Whether to return a `FusionOutput` instead of the tuple (images, samples, std).
+            progress: Called with (network evaluations done, fractional while tiling; total, which may increase).
+            callback_on_step_end: Called after each step with (pipeline, i, t, tensors); may return a dict with new
                 "latents". A diffusers `PipelineCallback` works as well.
-            callback_on_step_end_tensor_inputs: Which tensors it gets: "latents" (f_t) and "x0" (rectified).
+            callback_on_step_end_tensor_inputs: The tensors it gets: "latents" (f_t) and "x0" (rectified).
             changes: Fields of `FusionSettings`.
 
         Raises:
             InputError: a source that is not an image, sizes that differ, an unknown name, a tile that does not fit, a
                 scheduler that cannot step from a given x0.
         """
-        # 1. What was asked for
+        # 1. Arguments
         settings = changed(settings, changes)
         callback, tensors = callback_on_step_end, tuple(callback_on_step_end_tensor_inputs)
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             tensors = tuple(callback.tensor_inputs)
         if isinstance(sources, (str, bytes)) or not isinstance(sources, (Sequence, np.ndarray, Tensor)):
-            raise InputError(f"The sources are a list, an entry for each sensor, not {type(sources).__name__}.")
+            raise InputError(f"The sources are a list with one entry per sensor, not {type(sources).__name__}.")
         images = [as_batch(source) for source in sources]
         model, size = likelihood_of(settings), check_sources(images)
         without_false_colours(images)
@@ -250,7 +250,7 @@ class DDFMPipeline(DiffusionPipeline):
         for i, t in enumerate(self.progress_bar(timesteps)):
             x0 = denoiser(f_t, t).clamp(-1, 1)  # the prior's estimate, E[f0 | f_t]
             y0, chroma = split(x0)
-            y0, state = likelihood.rectify(y0, state, denoiser.sigmas[t].item())  # one EM step to the sources
+            y0, state = likelihood.rectify(y0, state, denoiser.sigmas[t].item())  # one EM step towards the sources
             x0 = join(y0, chroma)
             f_t = scheduler.step(x0, t, f_t, **noise).prev_sample  # f_t -> f_{t-1}
             if callback is not None:
@@ -270,20 +270,20 @@ class DDFMPipeline(DiffusionPipeline):
         tensors: tuple[str, ...],
     ) -> None:
         if output_type not in get_args(OutputType):
-            raise InputError(f"output_type is one of {', '.join(get_args(OutputType))}, not {output_type!r}.")
+            raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}, not {output_type!r}.")
         if latents is not None:
             if not isinstance(latents, Tensor) or latents.shape != shape:
-                raise InputError(f"latents must be a tensor of the shape {shape}, not {getattr(latents, 'shape', '')}.")
+                raise InputError(f"latents must be a tensor of shape {shape}, not {getattr(latents, 'shape', '')}.")
             if not torch.isfinite(latents).all():
                 raise InputError("The latents contain NaN or infinity.")
             if num_samples > 1:
-                raise InputError(f"num_samples is 1 where latents are given, not {num_samples}.")
+                raise InputError(f"num_samples must be 1 when latents are given, not {num_samples}.")
         generators = generator if isinstance(generator, (list, tuple)) else [generator]
         if any(not isinstance(one, torch.Generator) for one in generators) or len(generators) not in (1, shape[0]):
-            raise InputError(f"The generator is a torch.Generator or a list of {shape[0]}, not {generator!r}.")
+            raise InputError(f"generator must be a torch.Generator or a list of {shape[0]}, not {generator!r}.")
         if unknown := [name for name in tensors if name not in self._callback_tensor_inputs]:
             raise InputError(
-                f"callback_on_step_end_tensor_inputs are of {', '.join(self._callback_tensor_inputs)}, "
+                f"callback_on_step_end_tensor_inputs may be {', '.join(self._callback_tensor_inputs)}, "
                 f"not {unknown[0]!r}."
             )
 
@@ -307,31 +307,31 @@ def likelihood_of(settings: FusionSettings) -> Likelihood:
 
 
 def _precision(settings: FusionSettings) -> Precision:
-    """float32 where published runs are to be reproduced: a hundred steps in bfloat16 end elsewhere."""
+    """float32 where published runs are reproduced: a hundred steps in bfloat16 give a different result."""
     exact = settings.likelihood == "released" or isinstance(settings.likelihood, Released)
     return "float32" if exact and settings.precision == "auto" else settings.precision
 
 
 def _latents(returned: dict[str, Tensor] | None, given: dict[str, Tensor]) -> Tensor:
-    """The latents after a callback. Raises InputError for any other change that it asks for."""
+    """The latents after a callback. Raises InputError if it changes anything else."""
     returned = returned or {}
     latents, before = returned.get("latents", given["latents"]), given["latents"]
     if others := [name for name in returned if name != "latents" and returned[name] is not given.get(name)]:
-        raise InputError(f"A callback may return other latents, not another {others[0]}.")
+        raise InputError(f"A callback may replace the latents, but not {others[0]}.")
     if not isinstance(latents, Tensor) or latents.shape != before.shape:
-        raise InputError(f"The latents that a callback returns are a tensor of the shape {tuple(before.shape)}.")
+        raise InputError(f"The latents that a callback returns must be a tensor of shape {tuple(before.shape)}.")
     return latents
 
 
 def _luma_of(likelihood: Likelihood, channels: int) -> tuple[Callable[..., Any], Callable[..., Tensor]]:
-    """How x0 is split into luma and chroma and joined again: the likelihood's own way for RGB, if it has one."""
+    """How x0 is split into luma and chroma and joined again: for RGB by the likelihood's methods, if it has them."""
     if channels == 3 and hasattr(likelihood, "split") and hasattr(likelihood, "join"):
         return likelihood.split, likelihood.join
     return prior_split, prior_join
 
 
 def quiet_pipeline(prior: str | Path, device: str | None) -> DDFMPipeline:
-    """`DDFMPipeline.from_prior` without its own progress bar: for those who show the progress themselves, or none."""
+    """`DDFMPipeline.from_prior` without its progress bar, for callers that show their own progress or none."""
     pipe = DDFMPipeline.from_prior(prior, device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -349,28 +349,28 @@ def fuse(
     settings: FusionSettings | None = None,
     **changes: Any,
 ) -> np.ndarray:
-    """Fuse registered images; the prior is loaded once and kept for the next call.
+    """Fuse registered images; the prior is loaded once and cached for later calls.
 
     Args:
-        infrared: The first source (infrared, MRI, ...): path, array, tensor or PIL image, see `DDFMPipeline.__call__`.
+        infrared: The first source (infrared, MRI, ...): path, array, tensor or PIL image; see `DDFMPipeline.__call__`.
         visible: The second source (visible, CT, PET, SPECT, ...).
-        others: Further sources, for a likelihood that takes them.
+        others: Further sources, if the likelihood accepts more than two.
         prior: As in `load_prior`.
-        device: "cpu", "cuda", ...; None takes CUDA where there is one.
+        device: "cpu", "cuda", ...; None for CUDA if available.
         settings: How to fuse; the same seed gives the same image on the same machine.
-        changes: Fields of `FusionSettings`, or further arguments of `DDFMPipeline.__call__` but those of its output.
+        changes: Fields of `FusionSettings`, or arguments of `DDFMPipeline.__call__` other than those of its output.
 
     Returns:
-        float32 in [0, 1]: (H, W, 3) in the colour of the sources, or (H, W) if all are grey.
+        float32 in [0, 1]: (H, W, 3) with the colour of the sources, or (H, W) if all are grey.
 
     Raises:
         InputError: an image, prior or setting that cannot be used.
     """
     if output := {"output_type", "return_dict"} & set(changes):
-        raise InputError(f"fuse returns a float32 array; for {min(output)} call a DDFMPipeline.")
+        raise InputError(f"fuse returns a float32 array; to set {min(output)}, call a DDFMPipeline.")
     sources = [infrared, visible, *others]
     if any(isinstance(source, (list, tuple)) or getattr(source, "ndim", 0) == 4 for source in sources):
-        raise InputError("fuse takes one image for each sensor; for a batch of them call a DDFMPipeline.")
+        raise InputError("fuse takes one image per sensor; for a batch call a DDFMPipeline.")
     pipe = _kept_pipeline(str(prior), device)
     fused = pipe(sources, settings, **changes).images  # type: ignore[union-attr]
     return np.asarray(fused[0])

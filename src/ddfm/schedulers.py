@@ -16,10 +16,10 @@ OTHER_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigma
 
 
 def shorthand(config: Any, name: str) -> Any:
-    """The scheduler that "ddim", "ddpm" or "dpm++" stand for, on the noise schedule of `config`.
+    """The scheduler for the name "ddim", "ddpm" or "dpm++", on the noise schedule of `config`.
 
-    "ddim" is the first-order DPM-Solver at the released code's time steps, which is its DDIM exactly; diffusers'
-    DDIMScheduler is not: it takes t - 1000 // steps for the previous step.
+    "ddim" is the first-order DPM-Solver at the released code's time steps, which equals that code's DDIM exactly.
+    diffusers' DDIMScheduler does not: it takes t - 1000 // steps as the previous step.
     """
     plain = dict.fromkeys(OTHER_SPACINGS, False) | {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
     if name == "ddim":
@@ -28,17 +28,17 @@ def shorthand(config: Any, name: str) -> Any:
         return DPMSolverMultistepScheduler.from_config(config, solver_order=2, **plain)
     if name == "ddpm":
         return DDPMScheduler.from_config(config)
-    raise InputError(f"sampler is one of ddim, ddpm, dpm++, not {name!r}.")
+    raise InputError(f"sampler must be one of ddim, ddpm, dpm++, not {name!r}.")
 
 
 def make_sampler(scheduler: Any, steps: int, strength: float) -> tuple[Any, list[int]]:
     """A copy of a scheduler, set to step from a given x0 (`prediction_type="sample"`), and the time steps to take.
 
     Args:
-        scheduler: Any scheduler of diffusers whose x_t is sqrt(a) x0 + sqrt(1 - a) noise.
-        steps: How many; evenly spaced as in the released code (in log sigma for solvers of higher order), or as the
-            scheduler itself spaces them where it takes no others.
-        strength: The share of the schedule that they span, in (0, 1].
+        scheduler: Any diffusers scheduler with x_t = sqrt(a) x0 + sqrt(1 - a) noise.
+        steps: Number of steps; evenly spaced as in the released code (in log sigma for higher-order solvers), or with
+            the scheduler's own spacing if it accepts no custom timesteps.
+        strength: Fraction of the schedule that the steps span, in (0, 1].
 
     Raises:
         InputError: more steps than time steps, or a scheduler that cannot step from a given x0.
@@ -46,7 +46,7 @@ def make_sampler(scheduler: Any, steps: int, strength: float) -> tuple[Any, list
     made = _from_given_x0(scheduler)
     last = round(strength * (made.config["num_train_timesteps"] - 1))
     if not 1 <= steps <= last + 1:
-        raise InputError(f"The number of steps is between 1 and {last + 1}, not {steps}.")
+        raise InputError(f"The number of steps must be between 1 and {last + 1}, not {steps}.")
     timesteps = _set_timesteps(made, steps, strength, last)
     if type(made) not in VERIFIED and not _lands_on_x0(scheduler):
         raise _refusal(scheduler)
@@ -54,12 +54,12 @@ def make_sampler(scheduler: Any, steps: int, strength: float) -> tuple[Any, list
 
 
 def _from_given_x0(scheduler: Any) -> Any:
-    # What is given is no prediction: it is neither clipped nor thresholded.
+    # The given x0 is not a prediction, so it is neither clipped nor thresholded.
     known = inspect.signature(type(scheduler).__init__).parameters
     changes = {name: False for name in ("clip_sample", "thresholding") if name in known}
     try:
         return type(scheduler).from_config(scheduler.config, prediction_type="sample", **changes)
-    except Exception as error:  # of many kinds, for a prediction type that it does not know
+    except Exception as error:  # various types, for a prediction type that it does not know
         raise _refusal(scheduler) from error
 
 
@@ -81,7 +81,7 @@ def _even(made: Any, last: int, steps: int) -> list[int]:
 
 
 def _even_in_log_sigma(made: Any, last: int, steps: int) -> list[int]:
-    """The same, evenly spaced in the log of noise over signal: what a second-order solver needs to be one."""
+    """The same, evenly spaced in the log of noise over signal, which a solver needs for second-order accuracy."""
     a = made.alphas_cumprod[: last + 1].double()
     log_sigma = ((1 - a) / a).log().numpy()
     at = np.interp(np.linspace(log_sigma[0], log_sigma[-1], steps), log_sigma, np.arange(last + 1))
@@ -93,7 +93,7 @@ def _even_in_log_sigma(made: Any, last: int, steps: int) -> list[int]:
 
 
 def _lands_on_x0(scheduler: Any) -> bool:
-    """Whether stepping from noise with one and the same x0 ends at it, on a schedule that keeps the variance."""
+    """Whether stepping from noise with a constant x0 ends at that x0, on a variance-preserving schedule."""
     try:
         trial = _from_given_x0(scheduler)
         trial.set_timesteps(8)
@@ -103,7 +103,7 @@ def _lands_on_x0(scheduler: Any) -> bool:
         for t in trial.timesteps:
             x = trial.step(x0, t, x).prev_sample
         return bool((x - x0).abs().max() < 0.05)
-    except Exception:  # of many kinds: what it raises is its way of saying no
+    except Exception:  # various types; any exception means no
         return False
 
 

@@ -1,4 +1,4 @@
-"""How to fuse: one frozen dataclass that Python, command line, batch, bench, manifest, server and cluster all speak."""
+"""How to fuse: one frozen dataclass shared by Python, command line, batch, bench, manifest, server and cluster."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ OVERLAP = 32  # pixels that neighbouring tiles share
 
 @dataclass(frozen=True)
 class FusionSettings:
-    """Everything about a fusion but its sources, its prior and its device.
+    """Everything about a fusion except its sources, prior and device.
 
     Attributes:
-        likelihood: "salient" (ours), "paper" (Algorithm 1 as printed), "released" (the released code to the letter), or
-            an object such as `Paper(eta=1.0)`, see `ddfm.likelihoods.Likelihood`.
-        sampler: "ddim" (deterministic, eta 0), "ddpm" (ancestral, the paper's), "dpm++" (second order); None for the
-            pipeline's own scheduler.
-        num_inference_steps: Reverse steps, each one evaluation of the network; None for the likelihood's own.
-        strength: Share of the noise schedule that the steps span, in (0, 1]: 1 starts from pure noise, less from the
-            likelihood's initial estimate with noise added. None for the likelihood's own.
-        num_samples: Samples of the posterior to draw; their mean is the result.
-        seed: Of the noise, 0 or more.
-        precision: Of the network's arithmetic: "auto" is bfloat16 where the hardware multiplies in it and float32
-            elsewhere and for "released"; "float32" is the same on every machine up to rounding.
+        likelihood: "salient" (ours), "paper" (Algorithm 1 as printed), "released" (the authors' code, exactly), or
+            an object such as `Paper(eta=1.0)`; see `ddfm.likelihoods.Likelihood`.
+        sampler: "ddim" (deterministic, eta 0), "ddpm" (ancestral, as in the paper) or "dpm++" (second order); None for
+            the pipeline's own scheduler.
+        num_inference_steps: Reverse steps, one network evaluation each; None for the likelihood's default.
+        strength: Fraction of the noise schedule that the steps span, in (0, 1]: 1 starts from pure noise, lower values
+            from the likelihood's initial estimate with noise added. None for the likelihood's default.
+        num_samples: Number of posterior samples to draw; the result is their mean.
+        seed: Seed of the noise, 0 or more.
+        precision: Arithmetic of the network: "auto" is bfloat16 where the hardware supports it, and float32 elsewhere
+            and for "released"; "float32" is the same on every machine up to rounding.
         contrast: "natural", "strong" (more local contrast), or "minmax" (each fused luma stretched to [0, 1], as the
             released code does on saving).
-        colour: Whose chroma the result gets: of all coloured sources, none, or that of one source.
-        tile: Pixels a side of the tiles in which a large image passes the network; None for never; "auto" decides by
-            the free memory.
+        colour: Whose chroma the result gets: all coloured sources' ("auto"), none ("grey"), or one source's.
+        tile: Tile size in pixels a side for large images; None for no tiling; "auto" decides by the free memory.
         tile_overlap: Pixels that neighbouring tiles share.
-        roles: What each source is, "thermal" or "visible", in their order; None where they are all alike.
+        roles: What each source is, "thermal" or "visible", in order; None to treat all alike.
     """
 
     likelihood: Any = "salient"
@@ -59,44 +58,44 @@ class FusionSettings:
     roles: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Raise InputError, one sentence, for a value that no run could use."""
+        """Raise InputError with one sentence for an unusable value."""
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if name == "likelihood" and value is not None and not isinstance(value, (str, type)):
                 continue  # an object
             if value not in allowed and not (value is None and name == "sampler"):
-                raise InputError(f"{name} is one of {', '.join(allowed)}, not {value!r}.")
+                raise InputError(f"{name} must be one of {', '.join(allowed)}, not {value!r}.")
         for name, least in (("num_inference_steps", 1), ("num_samples", 1), ("seed", 0), ("tile_overlap", 0)):
             value = getattr(self, name)
             if value is None and name == "num_inference_steps":
                 continue
             if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-                raise InputError(f"{name} is a whole number, {least} or more, not {value!r}.")
+                raise InputError(f"{name} must be a whole number, {least} or more, not {value!r}.")
             if value >= 2**63:
-                raise InputError(f"{name} is a whole number below 2^63, not {value!r}.")
+                raise InputError(f"{name} must be a whole number below 2^63, not {value!r}.")
             object.__setattr__(self, name, int(value))
         if self.tile is not None and self.tile != "auto":
             if isinstance(self.tile, (bool, str)) or not hasattr(self.tile, "__index__") or not 1 <= self.tile < 2**31:
-                raise InputError(f"tile is a number of pixels, 'auto' or None, not {self.tile!r}.")
+                raise InputError(f"tile must be a number of pixels, 'auto' or None, not {self.tile!r}.")
             object.__setattr__(self, "tile", int(self.tile))
         if self.tile is None and self.tile_overlap != OVERLAP:
-            raise InputError("tile_overlap is what neighbouring tiles share; it needs a tile.")
+            raise InputError("tile_overlap has no effect without tiling; choose a tile size.")
         if self.strength is not None and not (
             isinstance(self.strength, (int, float)) and math.isfinite(self.strength) and 0 < self.strength <= 1
         ):
-            raise InputError(f"strength is above 0 and at most 1, not {self.strength!r}.")
+            raise InputError(f"strength must be above 0 and at most 1, not {self.strength!r}.")
         if self.roles is not None:
             roles = self.roles.replace(",", " ").split() if isinstance(self.roles, str) else self.roles
             object.__setattr__(self, "roles", tuple(roles))
             if unknown := [role for role in self.roles if role not in ("thermal", "visible")]:
-                raise InputError(f"roles are thermal or visible, not {unknown[0]!r}.")
+                raise InputError(f"roles must be thermal or visible, not {unknown[0]!r}.")
 
     @classmethod
     def from_strings(cls, fields: Mapping[str, str]) -> FusionSettings:
-        """Settings from text, as a form or a table has it: {"tile": "256", "strength": "0.5"}; "" is the default.
+        """Settings from text, as in a form or a table: {"tile": "256", "strength": "0.5"}; "" means the default.
 
         Raises:
-            InputError: a name that is not a setting, or text that is not one of its values.
+            InputError: a name that is not a setting, or text that is not a valid value.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
@@ -115,7 +114,7 @@ def changed(settings: FusionSettings | None, changes: Mapping[str, Any]) -> Fusi
     """The settings, or the defaults, with some fields changed.
 
     Raises:
-        InputError: a name that is not a field, or a value that no run could use.
+        InputError: a name that is not a field, or an unusable value.
     """
     if settings is not None and not isinstance(settings, FusionSettings):
         raise InputError(
@@ -124,7 +123,7 @@ def changed(settings: FusionSettings | None, changes: Mapping[str, Any]) -> Fusi
         )
     known = {field.name for field in dataclasses.fields(FusionSettings)}
     if unknown := sorted(set(changes) - known):
-        raise InputError(f"{unknown[0]} is not a setting of a fusion; the settings are {', '.join(sorted(known))}.")
+        raise InputError(f"{unknown[0]} is not a fusion setting; the settings are {', '.join(sorted(known))}.")
     return dataclasses.replace(settings or FusionSettings(), **changes)
 
 
@@ -149,5 +148,5 @@ def _parsed(name: str, text: str) -> Any:
             except ValueError:
                 if name != "tile":
                     whole = "whole " if kind is int else ""
-                    raise InputError(f"{name} is a {whole}number, not {text!r}.") from None
+                    raise InputError(f"{name} must be a {whole}number, not {text!r}.") from None
     return text

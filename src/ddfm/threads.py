@@ -1,4 +1,4 @@
-"""CPU threads: for PyTorch no more than the cores that other programs leave free, and some for NumPy and OpenCV."""
+"""CPU threads: PyTorch uses only the cores that other programs leave free; NumPy and OpenCV get a small pool."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 TASKS = Path("/proc/self/task")
-MOST = 4  # threads of `side_by_side`: its users have little more to do at a time
+MOST = 4  # threads of `side_by_side`; its callers have little more to do in parallel
 LOADAVG = Path("/proc/loadavg")  # "0.20 0.18 0.12 1/80 11206": the fourth field begins with how many threads run now
 
 
 @contextmanager
 def on_free_cores(device: torch.device) -> Iterator[None]:
-    """Within it, PyTorch computes on the CPU with one thread for each core that is free, and with one at least.
+    """Within this context, PyTorch computes on the CPU with one thread per free core, and at least one.
 
-    Every operation ends when its slowest thread does, and a network has thousands of them: with as many threads as
-    cores beside other programs each waits for a share of a core. Measured on two cores beside six busy programs: a
-    640x480 pair takes 16 to 22 s with two threads and 9 s, its fair share of the machine, with one (1.5 and 2.6 s on
-    the quiet machine). Does nothing on other devices, where the system does not say what runs (only Linux does), or
-    where one thread was asked for.
+    An operation ends only when its slowest thread does, and a network has thousands of operations: with one thread per
+    core while other programs run, each operation waits for a share of a core. Measured on two cores with six other
+    programs busy: a 640x480 pair takes 16 to 22 s with two threads and 9 s, its fair share of the machine, with one
+    (1.5 and 2.6 s on an idle machine). Does nothing on other devices, where the system does not report running threads
+    (only Linux does), or if a single thread was requested.
     """
     import torch
 
@@ -46,17 +46,17 @@ def on_free_cores(device: torch.device) -> Iterator[None]:
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """`work` of each item, in their order, several at a time.
+    """`work` applied to each item, several at a time; the results in order.
 
-    For work in NumPy, SciPy and OpenCV, which let other threads run meanwhile; PyTorch has threads of its own.
+    For work in NumPy, SciPy and OpenCV, which release the interpreter lock; PyTorch has its own threads.
     """
     with ThreadPoolExecutor(min(MOST, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, items))
 
 
 def _other_threads() -> int | None:
-    """How many threads of other programs run or wait for a core at the moment, the middle of three looks; none if
-    a look sees none, None if the system does not say."""
+    """Number of other programs' threads that run or wait for a core now: the median of three looks; 0 if any look
+    sees none, None if the system does not report it."""
     looks: list[int] = []
     try:
         while len(looks) < 3 and 0 not in looks:  # a busy program shows in every look
@@ -70,7 +70,7 @@ def _other_threads() -> int | None:
 
 
 def _runs(task: Path) -> bool:
-    """Whether a thread of this program runs: its state is the field after the name in parentheses."""
+    """Whether a thread of this program is running: its state is the field after the name in parentheses."""
     try:
         return (task / "stat").read_text().rpartition(")")[2].split()[0] == "R"
     except OSError:  # it has just ended

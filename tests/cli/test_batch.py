@@ -51,7 +51,7 @@ def test_batch_in_tiles_is_the_function(run_batch, sets, prior):
 @pytest.mark.parametrize("option", ["--tile", "--depth"])
 def test_batch_refuses_nonsense_in_one_line(run_batch, sets, option):
     before = listing(sets)
-    assert f"{option} is" in complaint(run_batch(option, "large"))
+    assert f"{option} must be" in complaint(run_batch(option, "large"))
     assert listing(sets) == before
 
 

@@ -108,7 +108,7 @@ def test_bench_in_tiles(ddfm_, sets, prior, monkeypatch):
     folders = ("--sources", sets / "ir", "--sources", sets / "vis", "--metrics", "EN", "--steps", 1)
     assert ddfm_("bench", *folders, "--prior", prior, "--tile", 16, "--overlap", 4)[0] == 0
     assert set(tiles) == {(16, 4)}
-    assert "--tile is a number" in complaint(ddfm_("bench", *folders, "--prior", prior, "--tile", "large"))
+    assert "--tile must be a number" in complaint(ddfm_("bench", *folders, "--prior", prior, "--tile", "large"))
 
 
 def test_bench_refuses_an_unknown_likelihood(ddfm_, sets, prior):

@@ -291,7 +291,7 @@ def test_a_tile_that_the_network_does_not_take_is_refused(tiny_prior, pair, tile
 
 
 def test_an_overlap_without_tiles_is_refused(tiny_prior, pair):
-    with pytest.raises(InputError, match="tile_overlap is what neighbouring tiles share"):
+    with pytest.raises(InputError, match="tile_overlap has no effect without tiling"):
         tiny_prior(pair, tile=None, tile_overlap=16)
 
 

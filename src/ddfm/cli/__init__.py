@@ -1,4 +1,4 @@
-"""The command line. Thin: every option is a parameter of a function elsewhere."""
+"""The command line, kept thin: every option is a parameter of a function elsewhere."""
 
 import errno
 import sys
@@ -15,7 +15,7 @@ from ddfm.errors import InputError, out_of_memory
 from ddfm.io.files import reason
 
 app = typer.Typer(
-    help="Fuse registered images of several sensors by posterior sampling with a diffusion prior (DDFM).",
+    help="Fuse images from several sensors by posterior sampling with a diffusion prior (DDFM).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,25 +23,25 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script: one sentence and exit 2 for bad input, 130 for Ctrl-C."""
+    """The console script; exits with one sentence and 2 for bad input, with 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show is escaped
+        if hasattr(stream, "reconfigure"):  # escape names that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(prog_name="ddfm", standalone_mode=False)  # what typer.Exit carried; with newer typer 130 for Ctrl-C
+        code = app(prog_name="ddfm", standalone_mode=False)  # typer.Exit's code; newer typer gives 130 for Ctrl-C
     except InputError as error:
         _fail(plain(error))
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            if not error.format_message():  # no arguments: the help was shown
+            if not error.format_message():  # no arguments: help was printed
                 sys.exit(2)
-            names = [f"; the file {text} is given as ./{text}" for text in sys.argv if text[:1] == "-" and exists(text)]
+            names = [f"; write the file {text} as ./{text}" for text in sys.argv if text[:1] == "-" and exists(text)]
             _fail(f"{plain(error.format_message())} (see ddfm --help{plain(''.join(names[:1]))})")
         if sentence := out_of_memory(error):
             _fail(sentence)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a temporary file, of a log
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # for a temporary file or a log
             _fail(f"{reason(error).capitalize()}.")
         raise
     if code == 130:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _fail(sentence: str) -> None:
-    err.quiet = False  # --quiet and --json leave out all but errors
+    err.quiet = False  # --quiet and --json suppress everything but errors
     err.print(f"[bold red]error:[/] {sentence}", soft_wrap=True, highlight=False)
     sys.exit(2)
 
@@ -80,14 +80,14 @@ app.command()(with_settings(measure.bench))
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine alone.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; the default is local only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     prior: Prior = "embedded",
-    device: Annotated[list[str], typer.Option(help="cpu, cuda:0, ...; one worker for each.")] = [],  # noqa: B006
-    token: Annotated[str | None, typer.Option(envvar="DDFM_TOKEN", help="Ask clients for this bearer token.")] = None,
-    cors: Annotated[list[str], typer.Option(help="A further origin whose pages may call the service.")] = [],  # noqa: B006
+    device: Annotated[list[str], typer.Option(help="cpu, cuda:0, ...; repeat for one worker each.")] = [],  # noqa: B006
+    token: Annotated[str | None, typer.Option(envvar="DDFM_TOKEN", help="Bearer token that clients must send.")] = None,
+    cors: Annotated[list[str], typer.Option(help="Other origin whose pages may call the API.")] = [],  # noqa: B006
 ) -> None:
-    r"""Serve the page and the HTTP API (needs `pip install ddfm\[server]`).
+    r"""Serve the web page and the HTTP API (needs `pip install ddfm\[server]`).
 
     Example: ddfm serve --port 8000
     """

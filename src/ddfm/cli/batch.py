@@ -33,31 +33,31 @@ RAY = "On a cluster"
 
 def batch(
     sources: Annotated[
-        list[str], typer.Argument(help="A folder for each sensor, one folder of all, or a CSV with a row per scene.")
+        list[str], typer.Argument(help="One folder per sensor, a single folder, or a CSV with a row per scene.")
     ],
-    output: Annotated[str, option("The folder of the results.", OUTPUT, "--output", "-o")],
+    output: Annotated[str, option("Folder for the results.", OUTPUT, "--output", "-o")],
     settings: FusionSettings,
     reading: Reading,
     prior: Prior = "embedded",
     device: Device = None,
     depth: Depth = "same",
-    format: Annotated[str, option("png, tif, jpg or bmp; volumes keep theirs.", OUTPUT)] = "png",
-    batch_size: Annotated[int | None, option("Images of one size through the network together.", PERFORMANCE)] = None,
-    resume: Annotated[bool, option("Skip what is complete.", OUTPUT, "--resume")] = False,
-    pattern: Annotated[list[str], option("A name for each sensor: '{id}_T.jpg' '{id}_V.jpg'.", INPUT)] = [],  # noqa: B006
-    dry_run: Annotated[bool, option("Print the pairs and what would happen.", OUTPUT, "--dry-run")] = False,
+    format: Annotated[str, option("png, tif, jpg or bmp; volumes keep their format.", OUTPUT)] = "png",
+    batch_size: Annotated[int | None, option("Images of equal size per network call.", PERFORMANCE)] = None,
+    resume: Annotated[bool, option("Skip completed pairs.", OUTPUT, "--resume")] = False,
+    pattern: Annotated[list[str], option("A pattern per sensor: '{id}_T.jpg' '{id}_V.jpg'.", INPUT)] = [],  # noqa: B006
+    dry_run: Annotated[bool, option("Print the pairs and what would be done.", OUTPUT, "--dry-run")] = False,
     overwrite: Overwrite = False,
-    engine: Annotated[str, option("local, or ray: a cluster (docs/scale.md).", RAY)] = "local",
+    engine: Annotated[str, option("local, or ray for a cluster (docs/scale.md).", RAY)] = "local",
     address: Annotated[
         str | None,
-        option("Of the cluster; auto: this machine's. (Default: none, start one.)", RAY),
+        option("Cluster address; auto finds a running one. (Default: start one on this machine.)", RAY),
     ] = None,
-    concurrency: Annotated[int | None, option("Workers. (Default: what fits.)", RAY)] = None,
-    num_cpus: Annotated[float, option("CPUs, and threads, of a worker.", RAY)] = 1,
-    num_gpus: Annotated[float, option("GPUs of a worker; 0.5: two share one.", RAY)] = 0,
+    concurrency: Annotated[int | None, option("Number of workers. (Default: as many as fit.)", RAY)] = None,
+    num_cpus: Annotated[float, option("CPUs and threads per worker.", RAY)] = 1,
+    num_gpus: Annotated[float, option("GPUs per worker; with 0.5 two workers share one.", RAY)] = 0,
     metrics: Annotated[str | None, option("Fusion metrics for the manifest, comma-separated.", RAY)] = None,
 ) -> None:
-    """Fuse folders of images or volumes, matched by name; lists what could not be fused at the end.
+    """Fuse folders of images or volumes, matched by name; lists failures at the end.
 
     Example: ddfm batch flight7 --pattern '{id}_T.jpg' '{id}_V.jpg' -o fused
     """
@@ -81,13 +81,13 @@ def batch(
     cluster = {"address": address, "concurrency": concurrency, "num_cpus": num_cpus, "num_gpus": num_gpus}
     if engine == "ray":
         if dry_run:
-            raise InputError("--dry-run lists the pairs on this machine: drop --engine ray for it.")
+            raise InputError("--dry-run works on this machine only: drop --engine ray.")
         _on_cluster(pairs, output, metrics, options | cluster)
         return
     if engine != "local":
-        raise InputError(f"--engine is local or ray, not {engine[:80]}.")
+        raise InputError(f"--engine must be local or ray, not {engine[:80]}.")
     if metrics or cluster != {"address": None, "concurrency": None, "num_cpus": 1, "num_gpus": 0}:
-        raise InputError("--address, --concurrency, --num-cpus, --num-gpus and --metrics are of --engine ray.")
+        raise InputError("--address, --concurrency, --num-cpus, --num-gpus and --metrics need --engine ray.")
     from ddfm.runs.batch import batch as run_batch
 
     with reported("reading" if dry_run else "fusing") as progress:
@@ -98,7 +98,7 @@ def batch(
 
 
 def _batch_report(result: "BatchResult", dry_run: bool) -> None:
-    """What a batch did, or would do: a line for all on standard output, of a dry run one per pair before it."""
+    """Prints what a batch did, or would do: a summary on standard output, for a dry run after one line per pair."""
     fused = {str(path) for path in result.fused}
     for pair in result.pairs if dry_run else []:
         target = pair.output if str(pair.output) in fused else pair.volume_output
@@ -116,13 +116,13 @@ def _batch_report(result: "BatchResult", dry_run: bool) -> None:
     for name, findings in result.findings.items() if dry_run else []:
         note(f"{quoted(name)}: {' '.join(findings)}")
     if result.findings and not dry_run:
-        note(f"For {len(result.findings)} of them something was assumed: see `findings` in the manifest.")
+        note(f"Assumptions were made for {len(result.findings)} of them: see `findings` in the manifest.")
     for name, sentence in result.failed.items():
         note(f"{quoted(name)}: {sentence}")
 
 
 def _note_names(result: "BatchResult | ClusterResult") -> None:
-    """What has no partner, and what was decided about names."""
+    """Prints files without a partner, and decisions about names."""
     for path in result.unmatched:
         note(f"unmatched: {quoted(path)}")
     for sentence in result.notes:
@@ -130,7 +130,7 @@ def _note_names(result: "BatchResult | ClusterResult") -> None:
 
 
 def _on_cluster(pairs: str | list[str], output: str, metrics: str | None, options: dict[str, Any]) -> None:
-    """`batch` on Ray, with its progress; exit code 1 where a pair failed."""
+    """`batch` on Ray, with progress; exits with 1 if a pair failed."""
     try:
         import ray  # noqa: F401
     except ImportError:

@@ -13,22 +13,22 @@ EVERY = 5.0  # seconds between two lines of progress where there is no terminal
 
 
 def plain(text: object) -> str:
-    """Without rich's markup, as file names may hold brackets, and what is not text (a name not in UTF-8) escaped."""
+    """Text with rich's markup escaped (file names may hold brackets), and with bytes that are not UTF-8 escaped."""
     return escape(str(text).encode(errors="backslashreplace").decode())
 
 
 def say(text: object, console: Console = out) -> None:
-    """A line as it is: not wrapped, coloured or taken for markup."""
+    """Prints a line as it is: not wrapped, highlighted or parsed as markup."""
     console.print(plain(text), highlight=False, soft_wrap=True)
 
 
 def note(text: object) -> None:
-    """The same on standard error."""
+    """`say` on standard error."""
     say(text, err)
 
 
 def progress_bar() -> Progress:
-    """A bar on standard error with counts, time spent and time left."""
+    """A bar on standard error with counts, elapsed time and time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -36,13 +36,13 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # Its estimate looks back minutes: a tile or a step of a large image may take longer than rich's half one.
+    # A tile or step of a large image may take longer than the 30 s over which rich estimates speed by default.
     return Progress(*columns, console=err, transient=True, speed_estimate_period=600)
 
 
 @contextlib.contextmanager
 def reported(label: str) -> Iterator[Callable[[float, int], None]]:
-    """A progress bar; without a terminal a line every few seconds, for logs."""
+    """A progress bar; without a terminal, a line every few seconds for logs."""
     if err.is_terminal:
         with progress_bar() as bar:
             task = bar.add_task(label, total=None)

@@ -48,7 +48,7 @@ def fuse(
     verbose: Verbose = False,
     json: JsonObject = False,
 ) -> None:
-    """Fuse images of one scene, of any sizes, or volumes slice by slice, into one.
+    """Fuse images of one scene, of any size, or volumes slice by slice.
 
     Examples: ddfm fuse thermal.png photo.jpg -o fused.png
 
@@ -60,7 +60,7 @@ def fuse(
     from ddfm.runs.scene import Scene
 
     if blend is not None and not palette:
-        raise InputError("--blend is of a palette: give --palette too.")
+        raise InputError("--blend has no effect without a palette: give --palette too.")
     blend = 0.5 if blend is None else blend
     start, bits = time.perf_counter(), depth_from(depth)
     err.quiet = quiet or json
@@ -98,19 +98,19 @@ def fuse(
 
 def register(
     moving: Annotated[Path, typer.Argument(help="One image.")],
-    fixed: Annotated[Path, typer.Argument(help="Another of the same scene, of any size.")],
-    save: Annotated[Path | None, typer.Option("--save", help="Write the calibration here, for --rig.")] = None,
+    fixed: Annotated[Path, typer.Argument(help="Another image of the same scene, of any size.")],
+    save: Annotated[Path | None, typer.Option("--save", help="Write the calibration to this file, for --rig.")] = None,
     write_aligned: Annotated[
-        Path | None, typer.Option("--write-aligned", help="Write the image that is not the frame here, in the frame.")
+        Path | None, typer.Option("--write-aligned", help="Write the other image here, resampled into the frame.")
     ] = None,
     frame: Frame = "auto",
     dense: Annotated[
-        bool, typer.Option("--dense", help="Refine locally, for --write-aligned; a calibration keeps the affine part.")
+        bool, typer.Option("--dense", help="Refine locally, for --write-aligned; a calibration is only affine.")
     ] = False,
     overwrite: Overwrite = False,
     json: JsonObject = False,
 ) -> None:
-    """Find where one image lies in the frame of another; exit code 1 if the finding is unsure.
+    """Register one image to the frame of another; exits with 1 if the result is unreliable.
 
     Examples: ddfm register thermal.png photo.jpg --save rig.json
 
@@ -128,14 +128,14 @@ def register(
             check_writable(outputs.claim(path))
     if write_aligned is not None:
         images.check_target(write_aligned)
-    pair = [read_source(path) for path in (moving, fixed)]  # as `fuse` does, whose sizes a rig file has
+    pair = [read_source(path) for path in (moving, fixed)]  # as `fuse` reads them, so that the rig file's sizes agree
     if volume := next((image for image in pair if image.is_volume), None):
-        raise InputError(f"{images.quoted(str(volume.path))} is a volume: `ddfm fuse --rigid` registers volumes.")
+        raise InputError(f"{images.quoted(str(volume.path))} is a volume; `ddfm fuse --rigid` registers volumes.")
     with naming({}):
         chosen = Reading.from_strings({"frame": frame}).frame
     chosen = frame_of(pair, None) if chosen is None else chosen
     if chosen > 1:
-        raise InputError("--frame is first or second: two images are registered.")
+        raise InputError("--frame must be first or second, since two images are registered.")
     source, target = pair[1 - chosen], pair[chosen]
     with err.status("registering"):
         found = registered(source, target, dense)
@@ -156,16 +156,16 @@ def register(
         say("\n".join(said))
     if not found.confident:
         if save is not None or write_aligned is not None:
-            note("Nothing was written, since the finding is unsure.")
+            note("Nothing was written because the registration is unreliable.")
         raise typer.Exit(1)
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the images go.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(help="Folder for the images.")] = Path("demo"),
     device: Device = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Fuse two scenes that come with the package, a night street and a head, and show them side by side.
+    """Fuse two bundled scenes, a night street and a head, and write side-by-side comparisons.
 
     Example: ddfm demo demo --overwrite
     """

@@ -1,4 +1,4 @@
-"""The prior and one fusion with it, with what they show on the terminal."""
+"""Loads the prior and runs one fusion, showing status and progress on the terminal."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def pipeline(prior: str, device: str | None) -> "DDFMPipeline":
-    """`quiet_pipeline`, with a line while it loads."""
+    """`quiet_pipeline`, with a status line while it loads."""
     with err.status("loading the prior"):
         from ddfm.pipeline import quiet_pipeline
 
@@ -19,6 +19,6 @@ def pipeline(prior: str, device: str | None) -> "DDFMPipeline":
 
 
 def run(pipe: "DDFMPipeline", scene: "Scene", settings: FusionSettings, label: str) -> Any:
-    """One fusion with its progress, tile by tile, over evaluations of the network or slices; the result."""
+    """The result of one fusion, showing progress in network evaluations (tile by tile) or slices."""
     with reported(label) as progress:
         return scene.fuse(pipe, settings, progress)

@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from ddfm.evaluation.table import Evaluation
     from ddfm.io.outputs import Outputs
 
-Sources = Annotated[list[Path], option("A folder of source images; once per sensor.", INPUT, "--sources")]
+Sources = Annotated[list[Path], option("Folder of source images; repeat for each sensor.", INPUT, "--sources")]
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """What is measured and where it is written: the options that `evaluate` and `bench` share."""
+    """What to measure and where to write it: the options that `evaluate` and `bench` share."""
 
     convention: Annotated[str, option("ddfm (the authors' evaluator) or standard (textbook).", METHOD)] = "ddfm"
-    metrics: Annotated[str | None, option("Comma-separated names. (Default: the evaluator's twelve.)", METHOD)] = None
-    published: Annotated[str | None, option("The paper's row of msrs, m3fd, roadscene, tno or harvard.", OUTPUT)] = None
+    metrics: Annotated[str | None, option("Comma-separated metrics. (Default: the evaluator's twelve.)", METHOD)] = None
+    published: Annotated[str | None, option("Add the paper's row: msrs, m3fd, roadscene, tno, harvard.", OUTPUT)] = None
     per_image: Annotated[bool, option("One row per image instead of means.", OUTPUT, "--per-image")] = False
-    csv: Annotated[Path | None, option("Write the table here.", OUTPUT)] = None
-    json: Annotated[Path | None, option("Write everything here.", OUTPUT)] = None
-    html: Annotated[Path | None, option("Write a self-contained report here.", OUTPUT)] = None
+    csv: Annotated[Path | None, option("Write the table to this file.", OUTPUT)] = None
+    json: Annotated[Path | None, option("Write all results to this file.", OUTPUT)] = None
+    html: Annotated[Path | None, option("Write a self-contained report to this file.", OUTPUT)] = None
     overwrite: Overwrite = False
 
     @property
     def names(self) -> list[str] | None:
-        """Of the metrics."""
+        """The chosen metrics, None for the default."""
         return [name.strip() for name in self.metrics.split(",")] if self.metrics else None
 
     def claimed(self, inputs: "list[str | Path]") -> "Outputs":
-        """The files that will be written, checked before the work."""
+        """The files that will be written, checked before any work."""
         from ddfm.io.files import check_writable
         from ddfm.io.outputs import Outputs
 
@@ -51,10 +51,10 @@ class Measuring:
         return outputs
 
     def report(self, evaluation: "Evaluation") -> None:
-        """On the terminal and to the files that were asked for."""
+        """Prints the evaluation and writes the requested files."""
         table = evaluation.to_rich(self.per_image)
         needed = out.measure(table, options=out.options.update(max_width=1000)).maximum
-        Console(width=max(needed, out.width)).print(table)  # never cut to fit: half a number is worse than none
+        Console(width=max(needed, out.width)).print(table)  # never truncated: half a number is worse than none
         for comparison in evaluation.baseline_notes():
             say(comparison)
         for path in evaluation.unmatched:
@@ -72,13 +72,13 @@ class Measuring:
 
 
 def with_measuring(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose parameter `measuring` becomes the options of `Measuring`."""
+    """The command with its parameter `measuring` replaced by the options of `Measuring`."""
     return with_options(command, "measuring", options_of(Measuring), lambda values: Measuring(**values))
 
 
 @with_measuring
 def evaluate(
-    fused: Annotated[list[str], option("DIR or NAME=DIR; once per method.", INPUT, "--fused")],
+    fused: Annotated[list[str], option("DIR or NAME=DIR; repeat for each method.", INPUT, "--fused")],
     sources: Sources,
     measuring: Measuring,
     baselines: Annotated[bool, option("Measure average, maximum and pyramid too.", METHOD, "--baselines")] = False,
@@ -93,7 +93,7 @@ def evaluate(
     named = [(Path(x).name, x) if "=" not in x or Path(x).is_dir() else x.split("=", 1) for x in fused]
     methods = {name: Path(folder) for name, folder in named}
     if len(methods) < len(named):
-        raise InputError("Two --fused folders have the same name: call them NAME=DIR.")
+        raise InputError("Two --fused folders have the same name: give them as NAME=DIR.")
     measuring.claimed([*sources, *methods.values()])
     with reported("measuring") as progress:
         evaluation = evaluate_folders(
@@ -113,12 +113,12 @@ def bench(
     sources: Sources,
     settings: FusionSettings,
     measuring: Measuring,
-    also: Annotated[list[str], option("A further likelihood to measure beside.", METHOD, "--also")] = [],  # noqa: B006
+    also: Annotated[list[str], option("A likelihood to compare with; repeatable.", METHOD, "--also")] = [],  # noqa: B006
     prior: Prior = "embedded",
     device: Device = None,
-    output: Annotated[Path | None, option("Keep the fused images here.", OUTPUT, "--output", "-o")] = None,
+    output: Annotated[Path | None, option("Keep the fused images in this folder.", OUTPUT, "--output", "-o")] = None,
 ) -> None:
-    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time them all.
+    """Fuse folders of sources with the chosen settings and the simple baselines; measure and time all of them.
 
     Example: ddfm bench --sources infrared --sources visible --also paper
     """

@@ -8,12 +8,12 @@ import typer
 from ddfm.cli.console import out, say
 from ddfm.cli.options import Device, Overwrite
 
-app = typer.Typer(help="The image prior: describe it, fetch the paper's, train the embedded one.", no_args_is_help=True)
+app = typer.Typer(help="Describe, download, export or train the image prior.", no_args_is_help=True)
 
 
 @app.command("info")
-def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded") -> None:
-    """What a prior is: parameters, channels, what it predicts, and its model card if it has one."""
+def prior_info(source: Annotated[str, typer.Argument(help="Same choices as fuse --prior.")] = "embedded") -> None:
+    """Show a prior's parameters, channels, prediction type, and model card if it has one."""
     from ddfm.prior.load import EMBEDDED, image_channels, load_prior, size_multiple
 
     prior = load_prior(source)
@@ -32,9 +32,9 @@ def prior_info(source: Annotated[str, typer.Argument(help="As --prior of fuse.")
 
 @app.command("pull")
 def prior_pull(
-    name: Annotated[str, typer.Argument(help="openai-256, the paper's prior (2.2 GB).")] = "openai-256",
+    name: Annotated[str, typer.Argument(help="openai-256: the paper's prior (2.2 GB).")] = "openai-256",
 ) -> None:
-    """Fetch a published prior into the local cache: resumed if interrupted, verified, converted once."""
+    """Download a published prior to the local cache, resuming if interrupted; verify and convert it."""
     from ddfm.prior.download import pull
 
     say(pull(name))
@@ -42,8 +42,8 @@ def prior_pull(
 
 @app.command("export")
 def prior_export(
-    onnx: Annotated[Path, typer.Option("--onnx", help="The file to write.")],
-    source: Annotated[str, typer.Argument(help="As --prior of fuse.")] = "embedded",
+    onnx: Annotated[Path, typer.Option("--onnx", help="ONNX file to write.")],
+    source: Annotated[str, typer.Argument(help="Same choices as fuse --prior.")] = "embedded",
     overwrite: Overwrite = False,
 ) -> None:
     r"""Write a prior's network as ONNX, for images of any size (needs `pip install ddfm\[onnx]`).
@@ -60,12 +60,12 @@ def prior_export(
 
 @app.command("train")
 def prior_train(
-    data: Annotated[Path, typer.Argument(help="A folder of folders of images.")],
-    run: Annotated[Path, typer.Option("--output", "-o", help="The run's folder; resumed if it exists.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps in all.")] = 8000,
-    initial: Annotated[str | None, typer.Option(help="A prior of this architecture to start from.")] = None,
+    data: Annotated[Path, typer.Argument(help="Folder of folders of images.")],
+    run: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; resumed if it exists.")],
+    steps: Annotated[int, typer.Option(help="Total number of optimiser steps.")] = 8000,
+    initial: Annotated[str | None, typer.Option(help="Prior with the same architecture to start from.")] = None,
     device: Device = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one is best on a busy machine.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 1 is best on a busy machine.")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train the embedded prior, or resume a run.

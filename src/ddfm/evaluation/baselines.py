@@ -1,4 +1,4 @@
-"""The fusions that need no model: what any method has to beat, and what several metrics reward all the same."""
+"""Fusion without a model: baselines that any method has to beat, although several metrics reward them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def maximum(sources: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def laplacian_pyramid(sources: Sequence[np.ndarray], levels: int = 4) -> np.ndarray:
-    """Fuse band by band: of each detail the strongest source's, of the coarsest level the mean.
+    """Fuse band by band: take the largest absolute detail coefficient, and the mean of the coarsest level.
 
-    sources: two or more, each (H, W) in [0, 1], any size; returns (H, W) float32 in [0, 1], clipped. `levels` is how
-    often the size is halved, fewer for small images. Burt & Kolczynski 1993, with the coefficient itself as activity.
+    sources: two or more, each (H, W) in [0, 1], any size; returns (H, W) float32 in [0, 1], clipped. `levels` is the
+    number of halvings, fewer for small images. Burt & Kolczynski 1993, with the coefficient itself as activity.
     """
     coarse = list(_stack(sources))
     shortest = min(coarse[0].shape)

@@ -1,8 +1,8 @@
-"""Folders of images to a table of metrics, and the same for a bench run, which fuses them first.
+"""Measures folders of fused images; a bench run fuses them first.
 
-Images are measured on luma: a colour image, fused or source, is first reduced to Y of full-range BT.601
-(`colour.luma`), so a grey method and a colour one are compared on the same thing. Only images that every folder has
-are measured, so that differences between methods are paired; the rest is listed in `Evaluation.unmatched`.
+Metrics are computed on luma: a colour image, fused or source, is first reduced to full-range BT.601 Y
+(`colour.luma`), so that grey and colour methods are compared on equal terms. Only images present in every folder
+are measured, so that differences between methods are paired; the rest are listed in `Evaluation.unmatched`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PUBLISHED: dict[str, dict[str, float]] = {
     "harvard": {"EN": 4.64, "SD": 63.11, "MI": 1.99, "VIF": 0.76, "Qabf": 0.60, "SSIM": 1.41},
 }
 
-Progress = Callable[[int, int], None]  # (images done, images in all)
+Progress = Callable[[int, int], None]  # (images done, total)
 Method = Callable[[list[np.ndarray]], np.ndarray]
 
 
@@ -50,9 +50,9 @@ def evaluate_folders(
 ) -> Evaluation:
     """Measure folders of fused images, {method name: folder}, against two or more folders of sources.
 
-    names: metrics (None: the authors' evaluator's twelve). published: a key of PUBLISHED to show beside them.
-    baselines: also fuse the sources by average, maximum and Laplacian pyramid and measure those. keep_examples: how
-    many images to keep for the report. Raises InputError, one sentence, for anything wrong with the input.
+    names: metrics (None: the authors' evaluator's twelve). published: a key of PUBLISHED to show as an extra row.
+    baselines: also measure the average, maximum and Laplacian pyramid of the sources. keep_examples: number of images
+    to keep for the report. Raises InputError with one sentence for invalid input.
     """
     if not fused:
         raise InputError("No folder of fused images was given.")
@@ -81,13 +81,13 @@ def bench(
     keep_examples: int = 8,
     outputs: Outputs | None = None,
 ) -> Evaluation:
-    """Fuse two or more folders of sources with each method and the three baselines, time and measure them all.
+    """Fuse two or more folders of sources with each method and the three baselines; time and measure all results.
 
     A method takes a list of float32 images in [0, 1], (H, W) or (H, W, 3) as read, and returns one such image. The
-    baselines fuse luma and get the colour of the sources, as our own results do. Each result is measured as it would
+    baselines fuse luma and get the colour of the sources, like ddfm's results. Each result is measured as it would
     be saved, in 8 bits, so evaluating the PNGs written to `out_dir/<method>/` (if given) gives the same numbers.
-    Reading, writing and measuring are not timed. outputs: what may be written (None: neither onto the sources nor
-    onto what is there). Raises InputError as `evaluate_folders` does, and for a result that may not be written.
+    Reading, writing and measuring are not timed. outputs: what may be written (None: neither sources nor existing
+    files are overwritten). Raises InputError as `evaluate_folders` does, and for a result that may not be written.
     """
     taken = [name for name in methods if name in BASELINES]
     if taken:
@@ -124,7 +124,7 @@ def _prepare(
     if len(sources) < 2:
         raise InputError(f"Fusion is measured against two or more folders of sources; {len(sources)} given.")
     if len(set(methods)) < len(methods):
-        raise InputError(f"Two methods have one name among {', '.join(methods)}; rename one of them.")
+        raise InputError(f"Two methods have the same name among {', '.join(methods)}; rename one of them.")
     metrics = check_names(names)
     rows = _published_rows(published, convention)
     pairs, unmatched = pair_by_stem([*sources, *fused])
@@ -148,7 +148,7 @@ def _prepare(
 
 
 def _baseline(name: str, sources: Sequence[np.ndarray]) -> np.ndarray:
-    """A baseline's result in the colour of its sources."""
+    """A baseline's result with the colour of its sources."""
     return fused_colour(BASELINES[name]([luma(source) for source in sources]), sources)
 
 
@@ -160,9 +160,9 @@ def _measure(
     results: dict[str, np.ndarray],
     keep_examples: int,
 ) -> None:
-    """Fill in the values and guards of one image."""
+    """Fill in the metric values and guards of one image."""
     grey = [_grey_levels(source) for source in sources]
-    # Whose brightness a person looks for: the cameras that see colour, and where there are none, all.
+    # The sources whose brightness a viewer expects: colour images, or all if there are none.
     visible = [source for source in sources if source.ndim == 3] or sources
     for i, method in enumerate(evaluation.methods):
         result = results[method]
@@ -176,8 +176,8 @@ def _measure(
 
 
 def _grey_levels(pixels: np.ndarray) -> np.ndarray:
-    """Luma in 0..255, float64. One in a thousand of 8-bit colours lies half-way between two levels: four decimals keep
-    float32's last bits from deciding which way it is rounded.
+    """Luma in 0..255, float64. One in a thousand 8-bit colours lies half-way between two levels; rounding to four
+    decimals keeps float32's last bits from deciding which way it is rounded.
     """
     return np.round(255 * luma(pixels).astype(np.float64), 4)
 
@@ -188,12 +188,12 @@ def _published_rows(key: str | None, convention: Convention) -> dict[str, dict[s
     if key.lower() not in PUBLISHED:
         raise InputError(f"No published row is called {key!r}; there are {', '.join(PUBLISHED)}.")
     if convention != "ddfm":
-        raise InputError("Published rows are in the 'ddfm' convention and cannot stand beside 'standard' numbers.")
+        raise InputError("Published rows use the 'ddfm' convention and cannot be compared with 'standard' numbers.")
     return {f"DDFM paper, {key.upper()} (published, not measured)": PUBLISHED[key.lower()]}
 
 
 def _claim(outputs: Outputs, out_dir: Path, methods: Sequence[str], stems: Sequence[str]) -> None:
-    """A file for each result, in a folder for each method: checked before the work, then made."""
+    """Checks the file for each result, then makes one folder per method, before any work."""
     outputs.folder(out_dir)
     for name in methods:
         for stem in stems:
@@ -203,25 +203,25 @@ def _claim(outputs: Outputs, out_dir: Path, methods: Sequence[str], stems: Seque
 
 
 def _read_same_size(paths: Sequence[Path], evaluation: Evaluation) -> list[np.ndarray]:
-    """The sources as they are read to be fused, a sensor's counts stretched; the fused images as they are."""
+    """Reads sources as for fusion, with a sensor's raw counts stretched, and fused images as they are."""
     every = []
     for k, path in enumerate(paths):
         image = read_source(path) if k < len(evaluation.sources) else images.read(path)
         if image.is_volume:
-            raise InputError(f"{image.name} is a volume of {len(image.pixels)} slices; images are measured.")
+            raise InputError(f"{image.name} is a volume of {len(image.pixels)} slices; only images can be measured.")
         evaluation.findings += image.findings
         every.append(image.pixels)
     for path, pixels in zip(paths, every, strict=True):
         if pixels.shape[:2] != every[0].shape[:2]:
             raise InputError(
                 f"{images.quoted(path)} is {_size(pixels)} but {images.quoted(paths[0])} is {_size(every[0])}; "
-                "a fused image and its sources must have one size."
+                "a fused image and its sources must have the same size."
             )
     return every
 
 
 def _to_8_bits(pixels: np.ndarray, method: str, stem: str, like: np.ndarray) -> np.ndarray:
-    """A method's result, checked, and rounded to what an 8-bit file would hold."""
+    """Checks a method's result and rounds it to the values of an 8-bit file."""
     pixels, size = np.asarray(pixels, np.float32), like.shape[:2]
     if pixels.shape not in (size, (*size, 3)) or not np.isfinite(pixels).all():
         raise InputError(

@@ -1,7 +1,7 @@
-"""Does the fused image look right to someone who knows the scene? Four guards, which no metric of fusion sees.
+"""Does the fused image look natural to someone who knows the scene? Four guards for what fusion metrics miss.
 
-Entropy, gradients and correlations reward a result that darkens a noon sky or burns a road out; a person does not.
-Images are in [0, 1], luma (H, W) or RGB (H, W, 3), as arrays.
+Entropy, gradients and correlations can reward a result that darkens a noon sky or burns out a road; a viewer does not.
+Images are arrays in [0, 1], luma (H, W) or RGB (H, W, 3).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 from ddfm.colour import luma, split
 
-BRIGHT, FLAT, DARKER = 0.8, 0.02, 0.10  # luma; its standard deviation over 7 x 7 pixels; luma that may be lost
+BRIGHT, FLAT, DARKER = 0.8, 0.02, 0.10  # luma; its standard deviation over 7 x 7 pixels; allowed loss of luma
 BURNT = 250 / 255
 LAMP, LAMP_PIXELS, LAMP_KEPT = 0.95, 50, 0.85
-COLOURED = 0.06  # chroma below this has no hue to speak of: rounding to 8 bits turns it
+COLOURED = 0.06  # below this chroma the hue is meaningless: rounding to 8 bits changes it
 HUES = 72
 
-# What each guard asks for: at least this, or (burnt, foreign hues) at most.
+# The limit of each guard: a minimum, or for AT_MOST a maximum.
 LIMITS = {"bright areas kept": 0.95, "lamps kept": 1.0, "burnt": 0.5, "foreign hues": 0.01}
 AT_MOST = frozenset({"burnt", "foreign hues"})
 
 
 def guards(fused: np.ndarray, sources: Sequence[np.ndarray], visible: Sequence[np.ndarray]) -> dict[str, float]:
-    """The four by name, as in LIMITS; NaN where there is nothing to guard.
+    """The values of the four guards by name, as in LIMITS; NaN where a guard does not apply.
 
-    `visible`: those of the sources whose brightness a person expects to find again; the worst of them counts.
+    `visible`: the sources whose brightness a viewer expects in the result; the worst value counts.
     """
     grey = luma(fused)
     lumas = [luma(source) for source in visible]
@@ -41,7 +41,7 @@ def guards(fused: np.ndarray, sources: Sequence[np.ndarray], visible: Sequence[n
 
 
 def holds(values: Mapping[str, float]) -> bool:
-    """Whether all guards hold; one with nothing to guard does."""
+    """Whether all guards hold; one that does not apply holds."""
     return not any(value > LIMITS[name] if name in AT_MOST else value < LIMITS[name] for name, value in values.items())
 
 
@@ -63,13 +63,13 @@ def lamps_kept(fused: np.ndarray, visible: np.ndarray) -> float:
 
 
 def burnt_excess(fused: np.ndarray, sources: Sequence[np.ndarray]) -> float:
-    """Percentage points of pixels at 250 of 255 or above that the fused luma has more than any source's luma."""
+    """Excess of pixels at 250 of 255 or above in the fused luma over any source's luma, in percentage points."""
     shares = [float((image >= BURNT - 1e-6).mean()) for image in (fused, *sources)]
     return 100 * (shares[0] - max(shares[1:]))
 
 
 def foreign_hues(fused: np.ndarray, coloured: Sequence[np.ndarray]) -> float:
-    """Share of the fused image's pixels whose hue (to 5 degrees, and a neighbour) no coloured source has anywhere."""
+    """Share of the fused pixels whose hue (in bins of 5 degrees, or an adjacent bin) occurs in no coloured source."""
     if fused.ndim == 2 or not coloured:
         return np.nan
     known = np.zeros(HUES, bool)
@@ -80,7 +80,7 @@ def foreign_hues(fused: np.ndarray, coloured: Sequence[np.ndarray]) -> float:
 
 
 def _hues(rgb: np.ndarray) -> np.ndarray:
-    """The hue of each pixel that has one, as the number of its bin."""
+    """The hue bin of each pixel with enough chroma."""
     blue, red = np.moveaxis(split(rgb)[1], -1, 0)
     angle = np.arctan2(red, blue)[np.hypot(blue, red) >= COLOURED]
     bins: np.ndarray = ((angle / (2 * np.pi) + 0.5) * HUES).astype(int) % HUES

@@ -1,4 +1,4 @@
-"""The pieces the metrics are made of: histograms, windowed moments, edges. Planes are (..., H, W), float64."""
+"""Building blocks of the metrics: histograms, windowed moments, edges. Planes are (..., H, W), float64."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def histogram(levels: Tensor, bins: int) -> Tensor:
-    """Shares of the whole numbers 0..bins-1 in each plane: (..., H, W) -> (planes, bins)."""
+    """Relative frequencies of the integers 0..bins-1 in each plane: (..., H, W) -> (planes, bins)."""
     planes = levels.reshape(-1, levels.shape[-2] * levels.shape[-1]).long()
     planes += torch.arange(len(planes), device=levels.device)[:, None] * bins
     counts = torch.bincount(planes.flatten(), minlength=len(planes) * bins).view(len(planes), bins)
@@ -85,7 +85,7 @@ def histogram(levels: Tensor, bins: int) -> Tensor:
 
 
 def entropy(p: Tensor) -> Tensor:
-    """In bits, over the last dimension; 0 log 0 = 0."""
+    """Entropy in bits over the last dimension; 0 log 0 = 0."""
     return 0.0 - torch.xlogy(p, p).sum(-1) / math.log(2)  # 0 - x: no minus zero
 
 
@@ -100,9 +100,9 @@ def information(f: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strips(x: Tensor, window: int, rows: int = 64) -> Iterator[Tensor]:
-    """Overlapping strips of x (..., H, W) whose window-sized neighbourhoods are all of x's, each once.
+    """Overlapping strips of x (..., H, W) that together contain each window-sized neighbourhood of x exactly once.
 
-    Working strip by strip stays in the cache and off the system's allocator.
+    Working strip by strip stays in the cache and avoids large allocations.
     """
     places = x.shape[-2] - window + 1
     for top in range(0, places, rows):
@@ -110,8 +110,8 @@ def strips(x: Tensor, window: int, rows: int = 64) -> Iterator[Tensor]:
 
 
 def local_moments(x: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of x = [fused, *sources] (1 + N, ..., H, W): windowed means of fused (1, ...) and sources (N, ...), their
-    variances alike, and covariances (N, ...).
+    """For x = [fused, *sources] (1 + N, ..., H, W): windowed means of fused (1, ...) and sources (N, ...), their
+    variances likewise, and covariances (N, ...).
     """
     n = len(x) - 1
     stack = x.new_empty(2 * (n + 1) + n, *x.shape[1:])
@@ -126,7 +126,7 @@ def local_moments(x: Tensor, window: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def ssim_terms(f: Tensor, s: Tensor, window: Tensor, data_range: float, unbias: float = 1.0) -> tuple[Tensor, Tensor]:
-    """SSIM and its contrast-structure part, each averaged over the places where the window fits: (N, ...)."""
+    """SSIM and its contrast-structure part, each averaged over the positions where the window fits: (N, ...)."""
     if min(f.shape[-2:]) < len(window):
         nothing = s.new_full(s.shape[:-2], math.nan)
         return nothing, nothing
@@ -166,7 +166,7 @@ def logistic(x: Tensor, top: float, slope: float, middle: float) -> Tensor:
 
 
 def fmi_of_pair(x: Tensor, y: Tensor, rows: int = 4) -> Tensor:
-    """FMI of planes (B, H, W) with planes (B, H, W) -> (B,), a few rows of windows at a time to bound memory."""
+    """FMI between planes (B, H, W) and (B, H, W) -> (B,), a few rows of windows at a time to bound memory."""
     total = x.new_zeros(len(x))
     height, width = x.shape[-2] - 2, x.shape[-1] - 2
     for top in range(0, height, rows):
@@ -185,7 +185,7 @@ def fmi_of_windows(a: Tensor, b: Tensor) -> Tensor:
     r = (dp * dq).sum(-1) / (dp.square().sum(-1) * dq.square().sum(-1)).sqrt()
     r = r.nan_to_num(0.0, 0.0, 0.0)[..., None, None]
 
-    # The largest (r > 0) or smallest joint cumulative law with these margins, and its covariance by Hoeffding's sum.
+    # The largest (r > 0) or smallest joint distribution function with these marginals; covariance by Hoeffding's sum.
     pair = cdf_p[..., :, None] + cdf_q[..., None, :]
     bound = torch.where(r >= 0, torch.minimum(cdf_p[..., :, None], cdf_q[..., None, :]), (pair - 1).clamp(min=0))
     independent = cdf_p[..., :, None] * cdf_q[..., None, :]
@@ -195,7 +195,7 @@ def fmi_of_windows(a: Tensor, b: Tensor) -> Tensor:
 
     bound = F.pad(bound, (1, 0, 1, 0)).diff(dim=-1).diff(dim=-2)
     joint = mixing * bound + (1 - mixing) * p[..., :, None] * q[..., None, :]
-    # `mixing` may pass 1 (r is not the correlation of places), so entries may be negative: their log is of the size.
+    # `mixing` may exceed 1 (r is not the correlation of positions), so entries may be negative: use log |p|.
     joint_entropy = -(joint * joint.abs().clamp(min=1e-300).log2()).sum((-2, -1))
     margins = entropy(p) + entropy(q)
     value = torch.where(margins > 0, 2 * (margins - joint_entropy) / margins, 1.0)
@@ -203,14 +203,14 @@ def fmi_of_windows(a: Tensor, b: Tensor) -> Tensor:
 
 
 def as_law(x: Tensor) -> Tensor:
-    """Windows scaled to begin at 0 and add up to 1."""
+    """Windows as probability distributions: shifted to a minimum of 0 and scaled to add up to 1."""
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     x = torch.where(high > low, (x - low) / (high - low), 1.0)
     return x / x.sum(-1, keepdim=True)
 
 
 def spread(p: Tensor) -> Tensor:
-    """Standard deviation of the place 0..8 under p."""
+    """Standard deviation of the position 0..8 under p."""
     place = torch.arange(9, dtype=p.dtype, device=p.device)
     mean = (p * place).sum(-1, keepdim=True)
     return (p * (place - mean).square()).sum(-1).clamp(min=0).sqrt()

@@ -1,11 +1,11 @@
-"""How good is a fused image? Sixteen measures the field reports, one function each, in torch on CPU or GPU.
+"""How good is a fused image? Sixteen metrics that the field reports, one function each, in torch on CPU or GPU.
 
 Every function takes grey images in the range 0..255, as arrays or tensors of shape (H, W) or (..., H, W) (a batch),
-and returns a float64 tensor of shape () or (...). `sources` is a sequence of images shaped like the fused one, or one
-tensor of them; two are usual, one or many work wherever the definition extends. The arithmetic is float64
-whatever comes in, because variances taken as E[x^2] - E[x]^2 need it; there are no gradients. A number that does not
-exist (a correlation with a constant image, a window larger than the image) is NaN and the docstring says so; nothing
-warns.
+and returns a float64 tensor of shape () or (...). `sources` is a sequence of images shaped like the fused one, or a
+tensor that stacks them; two are usual, one or more than two work where the definition extends. Arithmetic is always
+float64, because variances computed as E[x^2] - E[x]^2 need it; gradients are not supported. Undefined values (a
+correlation with a constant image, a window larger than the image) are NaN, as the docstrings say; there are no
+warnings.
 
 Two conventions, because published tables are not comparable without knowing which was used:
 
@@ -14,8 +14,8 @@ Two conventions, because published tables are not comparable without knowing whi
   PSNR against the maximum of the fused image. Numbers agree to 1e-6 (most to 1e-12).
 - "standard": the textbook: averages over the sources, MI in bits, SSIM and PSNR with range 255.
 
-Measures that evaluator does not have (NMI, MS-SSIM, Nabf, FMI) are the same under both.
-No-reference naturalness (NIQE and kin) is left out: no kept library offers it without torchvision.
+Metrics that this evaluator lacks (NMI, MS-SSIM, Nabf, FMI) are the same under both.
+No-reference naturalness (NIQE and similar) is left out: no maintained library offers it without torchvision.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def nmi(fused: Image, sources: Sources) -> Tensor:
     """Normalised mutual information: mean over the sources of 2 I(f; s) / (H(f) + H(s)), 0 to 1, no log base.
 
     Hossny, Nahavandi & Creighton 2008 (who sum over the sources: twice this for two). Each term is scikit-learn's
-    `normalized_mutual_info_score`; two constant images share all they have: 1.
+    `normalized_mutual_info_score`; 1 for two constant images.
     """
     information, entropies = parts.information(*_images(fused, sources))
     return torch.where(entropies > 0, 2 * information / entropies, 1.0).mean(0)
@@ -110,14 +110,14 @@ def fmi(fused: Image, sources: Sources, feature: Literal["pixel", "gradient"] = 
     """Feature mutual information over sliding 3 x 3 windows, mean over windows and sources, 0 to 1.
 
     `feature` "pixel" is the image itself, "gradient" its horizontal central difference (what MATLAB's one-output
-    `gradient` gives). Haghighat, Aghagolzadeh & Seyedarabi 2011, as their published fmi.m: a window, less its minimum
-    and divided by its sum, is a probability law over its nine places taken column by column; the joint law mixes the
-    independent one and the Frechet-Hoeffding bound so that its correlation is the windows' own; a window's value is
-    2 I / (H + H), and 1 where both windows are equal. NaN for an image smaller than 3 x 3.
+    `gradient` gives). Haghighat, Aghagolzadeh & Seyedarabi 2011, as in their published fmi.m: a window, minus its
+    minimum and divided by its sum, is a probability distribution over its nine positions, column by column; the joint
+    distribution mixes the independent one with the Frechet-Hoeffding bound so that its correlation is that of the
+    windows; a window's value is 2 I / (H + H), and 1 where both windows are equal. NaN for an image smaller than 3 x 3.
     """
     f, s = _images(fused, sources)
     if feature not in ("pixel", "gradient"):
-        raise InputError(f"The feature of FMI is 'pixel' or 'gradient', not {feature!r}.")
+        raise InputError(f"The feature of FMI must be 'pixel' or 'gradient', not {feature!r}.")
     if min(f.shape[-2:]) < 3:
         return f.new_full(f.shape[:-2], math.nan)
     if feature == "gradient":
@@ -140,7 +140,7 @@ def psnr(fused: Image, sources: Sources, convention: Convention = "ddfm") -> Ten
     """Peak signal-to-noise ratio 10 log10(peak^2 / mse), in dB, of the MSE averaged over the sources.
 
     "ddfm": peak is the maximum of the fused image. "standard": peak is 255; with one source it is scikit-image's.
-    Infinite where the fused image equals every source; "ddfm" has -inf (or NaN, if equal) for an all-black one.
+    Infinite where the fused image equals every source; "ddfm" gives -inf (or NaN, if equal) for an all-black one.
     """
     f, _ = _images(fused, sources)
     peak = f.amax(PLANE) if _is_ddfm(convention) else f.new_tensor(255.0)
@@ -177,10 +177,10 @@ def ssim(fused: Image, sources: Sources, convention: Convention = "ddfm") -> Ten
     """Structural similarity with each source. Wang, Bovik, Sheikh & Simoncelli 2004.
 
     "ddfm": sum over the sources, range -N to N, of scikit-image 0.19's `structural_similarity` of float images: 7 x 7
-    uniform window, sample covariance, data_range 2 (that version's guess for floats, whatever their true range).
+    uniform window, sample covariance, data_range 2 (that version's default for floats, whatever their true range).
     "standard": mean, range -1 to 1, with Gaussian windows (11 x 11, sigma 1.5), population covariance, data_range 255:
-    scikit-image's with `gaussian_weights=True`. Averaged over the windows inside the image, as Wang's code does
-    (torchmetrics adds those of a mirrored border); NaN for an image smaller than the window.
+    scikit-image's with `gaussian_weights=True`. Averaged over the windows inside the image, as in Wang's code
+    (torchmetrics also includes those of a mirrored border); NaN for an image smaller than the window.
     """
     f, s = _images(fused, sources)
     if _is_ddfm(convention):
@@ -194,7 +194,7 @@ def ms_ssim(fused: Image, sources: Sources) -> Tensor:
     """Multi-scale structural similarity, averaged over the sources, 0 to 1.
 
     Wang, Simoncelli & Bovik 2003: five scales by 2 x 2 averages, 11 x 11 Gaussian windows (sigma 1.5), range 255;
-    negative terms are clipped to 0. Windows inside the image only (torchmetrics has a mirrored border at the coarsest
+    negative terms are clipped to 0. Windows inside the image only (torchmetrics mirrors the border at the coarsest
     scale). NaN where a side has fewer than 176 pixels.
     """
     f, s = _images(fused, sources)
@@ -211,10 +211,10 @@ def ms_ssim(fused: Image, sources: Sources) -> Tensor:
 def vif(fused: Image, sources: Sources, convention: Convention = "ddfm") -> Tensor:
     """Visual information fidelity in the pixel domain of the fused image, each source being a reference, >= 0.
 
-    Sheikh & Bovik 2006, the authors' vifp_mscale.m: four scales with Gaussian windows of 17, 9, 5, 3 pixels (sigma a
-    fifth of that), noise variance 2, logs summed over all places and scales (their base cancels). 1 for the source
-    itself and for a constant reference (as the authors' evaluator has it where 0 / 0); it may pass 1 where the fused
-    image has the reference's structure at more contrast. "ddfm": summed over the sources; "standard": averaged.
+    Sheikh & Bovik 2006, their vifp_mscale.m: four scales with Gaussian windows of 17, 9, 5, 3 pixels (sigma a
+    fifth of that), noise variance 2, logs summed over all positions and scales (their base cancels). 1 for the source
+    itself and for a constant reference (as the DDFM authors' evaluator defines 0 / 0); it may exceed 1 where the fused
+    image has the reference's structure with more contrast. "ddfm": summed over the sources; "standard": averaged.
     NaN where a side has fewer than 41 pixels.
     """
     f, s = _images(fused, sources)
@@ -242,8 +242,8 @@ def vif(fused: Image, sources: Sources, convention: Convention = "ddfm") -> Tens
 def qabf(fused: Image, sources: Sources, convention: Convention = "ddfm") -> Tensor:
     """Edge information carried from the sources to the fused image, 0 to 1: sum(Q g) / sum(g), g the source's edges.
 
-    Xydeas & Petrovic 2000, Sobel edges; Q is a logistic of the relative edge strength (.9994, -15, .5) times one of
-    the relative orientation (.9879, -22, .8). NaN where no source has an edge.
+    Xydeas & Petrovic 2000, Sobel edges; Q is a logistic function of the relative edge strength (.9994, -15, .5) times
+    one of the relative orientation (.9879, -22, .8). NaN where no source has an edge.
     "ddfm": as the authors' evaluator, with three quirks: the image is padded with zeros (its frame is an edge); equal
     strengths g give the ratio g, not 1; orientations of -89 and 89 degrees are far apart, not close.
     "standard": reflected border, ratio 1 for equal strengths, orientations modulo 180 degrees.
@@ -269,7 +269,7 @@ def nabf(fused: Image, sources: Sources) -> Tensor:
 
     Petrovic & Xydeas 2005 as modified by Shreyamsha Kumar 2013, with the constants of his published code: Sobel / 8
     with reflected border, weights g^1.5 where g >= 2 and 0.001 elsewhere, logistics (.9999, 19, .5), (.9995, 22, .5),
-    square root of their product. A place counts where the fused edge is stronger than every source's.
+    square root of their product. A pixel counts where the fused edge is stronger than every source's.
     """
     f, s = _images(fused, sources)
     excess = total = f.new_zeros(f.shape[:-2])
@@ -314,8 +314,8 @@ def fusion_metrics(
 ) -> dict[str, float]:
     """Measure one fused image (H, W) against two or more sources (H, W), all grey, 0..255.
 
-    `names` picks from METRICS; None means the twelve of the authors' evaluator (EVALUATOR_NAMES). "ddfm" rounds the
-    images to whole grey levels first, as that evaluator only ever sees 8-bit files; "standard" rounds for histograms
+    `names` selects from METRICS; None means the twelve of the authors' evaluator (EVALUATOR_NAMES). "ddfm" rounds the
+    images to whole grey levels first, because that evaluator only reads 8-bit files; "standard" rounds for histograms
     only. Raises InputError for fewer than two sources, shapes that differ, unknown names or a value that is not finite.
     """
     f, s = _images(fused, sources)
@@ -328,7 +328,7 @@ def fusion_metrics(
 
 
 def check_names(names: Sequence[str] | None) -> list[str]:
-    """The metric names asked for (None: the evaluator's twelve), whatever their case; InputError for an unknown one."""
+    """The requested metric names (None: the evaluator's twelve), in any case; InputError for an unknown one."""
     known = {name.lower(): name for name in METRICS}
     chosen = list(EVALUATOR_NAMES if names is None else names)
     unknown = [name for name in chosen if name.lower() not in known]
@@ -354,7 +354,7 @@ def _image(image: Image) -> Tensor:
 
 
 def _images(fused: Image, sources: Sources) -> tuple[Tensor, Tensor]:
-    """The fused image (..., H, W) and the sources stacked to (N, ..., H, W); a tensor of sources is stacked already."""
+    """The fused image (..., H, W) and the sources stacked to (N, ..., H, W); a tensor is taken as already stacked."""
     f = _image(fused)
     if len(sources) == 0:
         raise InputError("Expected at least one source image, got none.")
@@ -367,5 +367,5 @@ def _images(fused: Image, sources: Sources) -> tuple[Tensor, Tensor]:
 
 def _is_ddfm(convention: Convention) -> bool:
     if convention not in get_args(Convention):
-        raise InputError(f"The convention is 'ddfm' or 'standard', not {convention!r}.")
+        raise InputError(f"The convention must be 'ddfm' or 'standard', not {convention!r}.")
     return convention == "ddfm"

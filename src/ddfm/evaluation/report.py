@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file: tables, plots and images inside it, nothing from elsewhere."""
+"""An evaluation as one self-contained HTML file with tables, plots and images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ddfm.evaluation.metrics import LOWER_IS_BETTER
 from ddfm.evaluation.table import Evaluation, shown
 from ddfm.io import images
 
-# Okabe and Ito's colours, told apart by the colour-blind; baselines are grey so that methods stand out.
+# Okabe and Ito's colour-blind-safe colours; baselines are grey so that methods stand out.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _GREY = "#8a8f98"
-_LONGEST_SIDE = 1600  # larger images are shrunk, or a few of them make a file that no browser likes
+_LONGEST_SIDE = 1600  # larger images are shrunk, so that browsers can open the file
 
 
 def write_html(evaluation: Evaluation, path: Path) -> None:
-    """Write the report of an evaluation to an HTML file with everything in it; InputError where it cannot be written.
+    """Write an evaluation as a self-contained HTML report; InputError if the file cannot be written.
 
-    The images are those of `evaluation.examples`, as JPEG of quality 90; click one for full size, then flip through
-    its neighbours with the arrow keys.
+    The images are those of `evaluation.examples`, as JPEG of quality 90; click one for full size, then use the arrow
+    keys to see the next ones.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ddfm.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -53,7 +53,7 @@ def write_html(evaluation: Evaluation, path: Path) -> None:
 
 
 def _box_plot(evaluation: Evaluation, k: int) -> dict[str, Any] | None:
-    """Where everything lies in the plot of metric k, a horizontal box for each method; None without a finite value."""
+    """The layout of the plot of metric k, a horizontal box per method; None without a finite value."""
     width, left, right, line, top = 420, 122, 10, 20, 6
     series = [row[np.isfinite(row)] for row in evaluation.values[:, :, k]]
     every = np.concatenate(series)

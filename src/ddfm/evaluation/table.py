@@ -1,4 +1,4 @@
-"""What was measured: a table of methods, images and metrics, its statistics, and its way to terminal, CSV and JSON."""
+"""The measured values for methods, images and metrics, their statistics, and output to terminal, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over the images of metric(method) - metric(other), and its 95 % bootstrap interval (NaN: under 2 images)."""
+    """Mean over the images of metric(method) - metric(other), with its 95 % bootstrap interval (NaN below 2 images)."""
 
     metric: str
     mean: float
@@ -31,7 +31,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -74,15 +74,15 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        values: (methods, images, metrics); NaN where a metric does not exist.
-        sources: Name of each folder of sources.
+        values: (methods, images, metrics); NaN where a metric is undefined.
+        sources: Name of each source folder.
         baselines: Which of the methods are baselines.
-        guards: (methods, images, guards), see `evaluation.guards`; NaN where there is nothing to guard.
-        seconds: Per method that was timed, its seconds for each image.
-        unmatched: Files that not every folder has.
-        published: Rows to show beside the measured ones, {metric: value} by label; never measured here, never ranked.
+        guards: (methods, images, guards), see `evaluation.guards`; NaN where a guard does not apply.
+        seconds: For each timed method, its seconds per image.
+        unmatched: Files that are not in every folder.
+        published: Extra rows to show, {metric: value} by label; neither measured here nor ranked.
         examples: The first images, for the report.
-        findings: A sentence for each thing that was assumed about a file.
+        findings: One sentence per assumption about a file.
     """
 
     methods: list[str]
@@ -100,21 +100,21 @@ class Evaluation:
     findings: list[str] = field(default_factory=list)
 
     def mean(self) -> np.ndarray:
-        """(methods, metrics): over the images where the metric exists; NaN where there is none."""
+        """(methods, metrics): mean over the images where the metric is defined; NaN if there are none."""
         return np.array([[_mean(cell) for cell in row.T] for row in self.values])
 
     def std(self) -> np.ndarray:
-        """(methods, metrics): standard deviation over the images (divisor n - 1); NaN under two finite values."""
+        """(methods, metrics): standard deviation over the images (divisor n - 1); NaN below two finite values."""
         return np.array([[_std(cell) for cell in row.T] for row in self.values])
 
     def ranks(self) -> np.ndarray:
-        """(methods, metrics): 1 for the best mean; equals share the better rank; NaN where the mean is NaN."""
+        """(methods, metrics): 1 for the best mean; ties share the better rank; NaN where the mean is NaN."""
         good = self.mean() * [-1 if metric in LOWER_IS_BETTER else 1 for metric in self.metrics]
         ranks = 1.0 + (good[None] > good[:, None]).sum(1)
         return np.where(np.isnan(good), np.nan, ranks)
 
     def mean_rank(self) -> np.ndarray:
-        """(methods,): mean of the ranks over the metrics that exist."""
+        """(methods,): mean of the ranks over the defined metrics."""
         return np.array([_mean(row) for row in self.ranks()])
 
     def median_seconds(self) -> dict[str, float]:
@@ -122,17 +122,17 @@ class Evaluation:
         return {name: float(np.median(seconds)) for name, seconds in self.seconds.items()}
 
     def natural(self) -> dict[str, float]:
-        """By method, the share of images that look natural: where all guards hold."""
+        """By method, the share of images that look natural, i.e. where all guards hold."""
         kept = [[holds(dict(zip(LIMITS, image, strict=True))) for image in row] for row in self.guards]
         return {method: float(np.mean(row)) for method, row in zip(self.methods, kept, strict=True)}
 
     def compare(self, method: str, other: str, seed: int = 0) -> list[Difference]:
-        """Paired difference method - other for each metric, with a 95 % percentile bootstrap over the images."""
+        """Paired difference method - other for each metric, with a 95 % percentile bootstrap interval over images."""
         paired = self.values[self.methods.index(method)] - self.values[self.methods.index(other)]
         return [Difference(metric, *_bootstrap(paired[:, k], seed)) for k, metric in enumerate(self.metrics)]
 
     def baseline_notes(self) -> list[BaselineNote]:
-        """For each metric and each method that is not a baseline, the baseline that wins or comes nearest."""
+        """For each metric and each method that is not a baseline, the baseline that wins or comes closest."""
         mean, notes = self.mean(), []
         rivals = [self.methods.index(name) for name in self.baselines]
         for row, method in enumerate(self.methods):
@@ -158,7 +158,7 @@ class Evaluation:
     def to_rich(self, per_image: bool = False) -> Table:
         """A table for the terminal: best in bold, second underlined, arrows for the better direction.
 
-        per_image: a row for each method and image instead of mean and standard deviation.
+        per_image: one row per method and image instead of mean and standard deviation.
         """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
@@ -202,7 +202,7 @@ class Evaluation:
         write_table(path, self._image_rows() if per_image else self._mean_rows())
 
     def to_json(self, path: Path) -> None:
-        """Write everything but the images; numbers that are not finite become null, as JSON has none."""
+        """Write everything but the images; non-finite numbers become null, since JSON has none."""
         images.write_bytes(path, (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode())
 
     def as_dict(self) -> dict[str, Any]:
@@ -286,7 +286,7 @@ def _std(x: np.ndarray) -> float:
 
 
 def _bootstrap(x: np.ndarray, seed: int, resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean of x and the 2.5 and 97.5 percentiles of the means of resamples of it, over its finite values."""
+    """Mean of x and the 2.5 and 97.5 percentiles of the means of its resamples, over finite values."""
     x = x[np.isfinite(x)]
     if len(x) < 2:
         return _mean(x), math.nan, math.nan

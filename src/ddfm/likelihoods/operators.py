@@ -1,7 +1,7 @@
 """Operators that the likelihoods share: differences, their spectrum, screened Poisson, blur, guided filter.
 
-Images are (B, C, H, W) tensors. Boundaries are reflecting (Neumann) unless `periodic`, which is what a plain FFT
-implies and what the paper and its released code use.
+Images are (B, C, H, W) tensors. Boundaries are reflecting (Neumann) unless `periodic`, as a plain FFT
+implies and as the paper and its released code use.
 """
 
 import functools
@@ -17,7 +17,7 @@ from torch import Tensor
 
 Gradient = tuple[Tensor, Tensor]  # along W and H, each shaped like the image
 
-BAND = 2**16  # values that work on rows takes at a time: the dozen tensors that it makes stay in the cache
+BAND = 2**16  # values processed at a time in row-wise work, so that its dozen temporary tensors stay in the cache
 
 
 def gradient(k: Tensor, periodic: bool = False) -> Gradient:
@@ -41,7 +41,7 @@ def gradient_adjoint(u: Gradient, periodic: bool = False) -> Tensor:
 
 
 def bands(like: Tensor) -> Iterator[slice]:
-    """Rows of (..., H, W), some at a time: for work that looks at one row alone."""
+    """Bands of rows of (..., H, W), for row-wise work."""
     height, rows = like.shape[-2], max(1, BAND // like[..., :1, :].numel())
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))
@@ -50,7 +50,7 @@ def bands(like: Tensor) -> Iterator[slice]:
 def laplacian_spectrum(like: Tensor, periodic: bool = False) -> tuple[Tensor, Tensor]:
     """Eigenvalues of grad^T grad along each dimension, (H, 1) and (1, W), to be added: 2 - 2 cos w.
 
-    For a DCT-II along both dimensions, or if periodic for `rfft2`, where the second is (1, W // 2 + 1).
+    For a DCT-II along both dimensions or, if periodic, for `rfft2`, where the second is (1, W // 2 + 1).
     """
     (h, w), device = like.shape[-2:], like.device
     if periodic:
@@ -77,9 +77,9 @@ def screened_poisson(x: Tensor, u: Gradient, kappa: float = 1.0, periodic: bool 
 
 
 def smooth(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, C, H, W), mirrored at the edges; a wide one on a coarser grid, for next to nothing.
+    """Gaussian blur of (B, C, H, W), mirrored at the edges; a wide one is computed on a coarser grid, almost for free.
 
-    By OpenCV, on the CPU: on one channel it is fifteen times as fast as a convolution or shifted copies of PyTorch's.
+    Uses OpenCV on the CPU: for one channel it is fifteen times as fast as a convolution or shifted copies in PyTorch.
     """
     factor = _coarser(x, sigma)
     return _enlarged(_blurred(_shrunk(x, factor), sigma / factor), x)
@@ -104,7 +104,7 @@ def guided_filter(weight: Tensor, guide: Tensor, sigma: float, flat: float = 1e-
 
 
 def _coarser(like: Tensor, sigma: float) -> int:
-    """How many pixels a side become one where a blur of `sigma` begins."""
+    """The factor by which an image is shrunk before a blur of `sigma`."""
     return max(1, min(int(sigma / 2.5), *(extent // 4 for extent in like.shape[-2:])))
 
 
@@ -115,7 +115,7 @@ def _shrunk(x: Tensor, factor: int) -> Tensor:
 
 
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
-    """To the size of `like`."""
+    """x enlarged to the size of `like`."""
     h, w = like.shape[-2:]
     bilinear = functools.partial(cv2.resize, dsize=(w, h), interpolation=cv2.INTER_LINEAR)
     return x if x.shape == like.shape else _planes(bilinear, x)
@@ -127,7 +127,7 @@ def _blurred(x: Tensor, sigma: float) -> Tensor:
 
 
 def _planes(change: Callable[[np.ndarray], np.ndarray], x: Tensor) -> Tensor:
-    """`change` of each (H, W) of (B, C, H, W)."""
+    """`change` applied to each (H, W) plane of (B, C, H, W)."""
     changed = [torch.from_numpy(change(plane)) for plane in x.flatten(0, 1).cpu().numpy()]
-    stacked = changed[0] if len(changed) == 1 else torch.stack(changed)  # which copies
+    stacked = changed[0] if len(changed) == 1 else torch.stack(changed)  # torch.stack copies
     return stacked.view(*x.shape[:2], *changed[0].shape).to(x.device)

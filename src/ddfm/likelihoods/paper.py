@@ -20,12 +20,12 @@ def mean(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LaplaceState:
-    """What one EM step hands to the next."""
+    """What one EM step passes to the next."""
 
     i: Tensor  # infrared, (B, 1, H, W)
     v: Tensor  # visible
     gamma: Tensor  # mean of the exponential law of m, the variance of y - x; (B, 1, 1, 1)
-    rho: Tensor  # the same of n, the variance of x
+    rho: Tensor  # the same for n, the variance of x
     u: Gradient  # ~ grad k, shrunk
 
 
@@ -76,13 +76,13 @@ class Paper:
         (Eq. 16 as printed is the reciprocal of the first.)
         """
         r = residual.abs()
-        new_scale = mean(r * (scale / 2).sqrt() + scale / 2).clamp_min(TINY)  # else it halves to 0 where all r are 0
+        new_scale = mean(r * (scale / 2).sqrt() + scale / 2).clamp_min(TINY)  # or it decays to 0 where all r are 0
         return (2 / scale).sqrt() / r.clamp_min(TINY), new_scale
 
     def m_step(
         self, x: Tensor, y: Tensor, inv_m: Tensor, inv_n: Tensor, state: LaplaceState
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One pass of half-quadratic splitting, each line the minimiser over its variable of
+        """One pass of half-quadratic splitting; each line minimises over one variable
 
         Q = E[1/m] (y - x)^2 + E[1/n] x^2 + psi |u|^2 + eta/2 (|k - x|^2 + |u - grad k|^2).
         """

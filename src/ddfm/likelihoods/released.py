@@ -1,4 +1,4 @@
-"""The released code's likelihood, to the letter."""
+"""The likelihood of the released code, reproduced exactly."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -14,13 +14,13 @@ from ddfm.likelihoods.paper import TINY, LaplaceState, Paper, mean, two_sources
 
 @dataclass(frozen=True)
 class Released:
-    """The released code to the letter, its quirks included; verified against its outputs.
+    """The released code reproduced exactly, quirks included; verified against its outputs.
 
-    It reads the *visible* image into its `I` and the infrared into its `V`, and its x is I - f: the guess mirrored
-    between the sources. It then returns V + x, so that f and i + v - f take turns and settle at the average. Also its
-    own: E[1/n] <= 2 E[1/m]; one residual is sqrt(r^2 + 1e-6), the other |r|; u gets the differences of k with the
-    opposite sign of the operator that the Fourier solve uses, unwrapped at the border. (With eta = 0.001 u and k
-    weigh less than 0.04 % of the solve.)
+    It reads the *visible* image into its `I` and the infrared into its `V`, and its x is I - f: the estimate mirrored
+    between the sources. It then returns V + x, so that f and i + v - f alternate and converge to the average. Further
+    quirks: E[1/n] <= 2 E[1/m]; one residual is sqrt(r^2 + 1e-6), the other |r|; u gets the differences of k with the
+    opposite sign to the operator in the Fourier solve, and without wrap-around at the border. (With eta = 0.001, u and
+    k contribute less than 0.04 % of the solve.)
     """
 
     eta: float = 0.001  # called rho there
@@ -28,11 +28,11 @@ class Released:
     steps: ClassVar[int] = 100
     strength: ClassVar[float] = 1.0
 
-    split = staticmethod(studio_split)  # of an RGB prior's x0, instead of the full-range luma
+    split = staticmethod(studio_split)  # for an RGB prior's x0, instead of full-range luma
     join = staticmethod(studio_join)
 
     def start(self, sources: list[Tensor], denoise: SourceDenoiser | None = None) -> LaplaceState:
-        """As `Paper.start`, with the roles of the sources exchanged."""
+        """Like `Paper.start`, with the roles of the sources swapped."""
         infrared, visible = two_sources(sources, "released")
         return Paper(self.eta, self.psi).start([visible, infrared])
 

@@ -1,4 +1,4 @@
-"""What the fusion aims at, from sources in [0, 1]: intensities b, gradients g, bounds (docs/likelihood.md)."""
+"""The fusion target, from sources in [0, 1]: intensities b, gradients g, bounds (docs/likelihood.md)."""
 
 import functools
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from ddfm.likelihoods.operators import Gradient, gradient, guided_filter, smooth
 
-FLAT = 1e-5  # local variance below which an image shows nothing: a grey level
-DIM = 0.1  # light that a sensor has anyway: how far the density of a white pixel reaches
-BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # where brightness begins to be kept; what only a source's own white passes
-FULLY = 1.5  # power by which the background level of who shows more, and is brighter, counts more
-EDGE = 0.02  # gradient (root mean square, a pixel) where half of it is the strongest source's, half b's
+FLAT = 1e-5  # local variance below which an image is flat: about one grey level
+DIM = 0.1  # keeps the density of a white pixel finite
+BRIGHT, WHITE, KEPT = 0.6, 0.97, 0.08  # level from which brightness is kept; limit of superposed light; margin
+FULLY = 1.5  # exponent of a source's weight in the common background level
+EDGE = 0.02  # gradient (root mean square, per pixel) at which g is half the strongest source's and half b's
 
 
 def density(s: Tensor) -> Tensor:
-    """[0, 1] to the scale on which lights superpose: the probability that *no* sensor lights a pixel is a product."""
+    """[0, 1] to the scale on which lights add: the probability that *no* sensor lights a pixel is a product."""
     return -(1 + DIM - s).log()
 
 
@@ -35,22 +35,22 @@ def fusion_target(
     unsure: Sequence[Tensor] | None = None,
     limits: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """b: the intensity that the sources show together, (B, 1, H, W) in [0, 1].
+    """b: the combined intensity of the sources, (B, 1, H, W) in [0, 1].
 
         y(b) = c + P - N (1 - (P / (P + N))^2),      P - N = gain * sum_k w_k (y(s_k) - c_k) / n_k,
 
-    y(s) = -log(1 + DIM - s), P the sum of what is brighter than its background, N of what is darker: darkness counts
-    less where another source contradicts it. c_k is the source's background level (the median of y, or y of its
-    intensity in `levels`), c their mean, see `background`; w_k in (0, 1] its local amplitude over the strongest
-    source's, with edges where the source has them; n_k = 1 + sum_{j != k} corr+(s_j, s_k) min(1, E_j / E_k) counts how
-    many sources see the same thing there, each by the part of k's local variance E_k that it reaches, so that what all
-    see enters at about the contrast of who sees it best. So what only one source sees enters whole, what all see enters
-    once (equal sources give b = s), and a source with nothing to show enters not at all. Summed as densities, lights
-    saturate as lights do: a cold source hardly darkens a bright sky, two bright roads do not burn out. With roles, the
-    visible sources set the background and enter whole; the thermal ones add what is warmer than their background.
+    y(s) = -log(1 + DIM - s); P sums the deviations brighter than the background, N the darker ones, and darkness
+    counts less where another source contradicts it. c_k is the source's background level (the median of y, or y of its
+    intensity in `levels`) and c their mean, see `background`; w_k in (0, 1] is its local amplitude over the strongest
+    source's, following the source's edges; n_k = 1 + sum_{j != k} corr+(s_j, s_k) min(1, E_j / E_k) counts how many
+    sources see the same structure, each weighted by the part of k's local variance E_k that it reaches, so that what
+    all see enters at about the contrast of the source that sees it best. Thus what only one source sees enters in full,
+    what all see enters once (equal sources give b = s), and a source with nothing to show does not enter. Densities
+    saturate as light does: a cold source hardly darkens a bright sky, and two bright roads do not burn out. With roles,
+    visible sources set the background and enter in full; thermal ones add what is warmer than their background.
 
-    `unsure`: the error variance of each source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised: half of it counts
-    for texture that went with the noise. b keeps the `bounds`, or the `limits` where they are known already.
+    `unsure`: the error variance of each source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised: half of it is
+    added for texture lost with the noise. b stays within `bounds`, or within `limits` if they are already known.
     """
     details = [s - smooth(s, scale) for s in sources]
     energies = [smooth(detail.square(), scale).add_(FLAT) for detail in details]
@@ -95,8 +95,8 @@ def fusion_target(
 def background(shows: Tensor, levels: Tensor) -> Tensor:
     """c: the mean of the sources' background levels, densities (N, B, 1, 1, 1), to (B, 1, 1, 1).
 
-    Weighted by what each source `shows` (its amplitude, shaped like the levels) times its light, to the power of FULLY:
-    a source that is dark all over is cold or underexposed, which is no reason to darken what the other one shows.
+    Weighted by each source's amplitude (`shows`, shaped like the levels) times its light, to the power FULLY:
+    a source that is dark all over is cold or underexposed, which is no reason to darken the others.
     """
     lights = (levels - density(torch.zeros_like(levels))).clamp_min_(1e-4)
     weights = (shows * lights).pow_(FULLY)
@@ -104,7 +104,7 @@ def background(shows: Tensor, levels: Tensor) -> Tensor:
 
 
 def disagreement(sources: list[Tensor], b: Tensor, scale: float = 10.0) -> Tensor:
-    """How far the sources' structures lie from that of b, root mean square over sources and a neighbourhood of 5 px."""
+    """How far the sources' structures are from that of b: root mean square over sources and a 5 px neighbourhood."""
     structure = b - smooth(b, scale)
     squares = torch.zeros_like(b)
     for s in sources:
@@ -113,13 +113,13 @@ def disagreement(sources: list[Tensor], b: Tensor, scale: float = 10.0) -> Tenso
 
 
 def bounds(sources: list[Tensor], roles: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-    """What the sources' brightness leaves open at each pixel: the least and the most intensity, (B, 1, H, W) each.
+    """The lowest and highest intensity that the sources' brightness allows at each pixel, (B, 1, H, W) each.
 
-    From below: what a source shows bright (a lamp, a noon sky) stays so, f >= s_k - KEPT where s_k >= 0.8, fading to
-    no bound at BRIGHT, and from 0.9 on to s_k itself, as white next to nearly white is seen; with roles, of the visible
-    sources alone. From above: the lights together, W (1 - prod (1 - s_k / W)) with W = WHITE, as if each lit the pixel
-    on its own; only what a source itself shows beyond passes W, see `beyond_white`. So black stays black where all are
-    black, and white where all are white.
+    Lower bound: what a source shows bright (a lamp, a noon sky) stays bright, f >= s_k - KEPT where s_k >= 0.8, fading
+    to no bound at BRIGHT and rising to s_k itself from 0.9 on, because the eye sees small differences next to white;
+    with roles, only visible sources count. Upper bound: the lights combined, W (1 - prod (1 - s_k / W)) with W = WHITE,
+    as if each lit the pixel independently; only a source's own excess passes W, see `beyond_white`. So black stays
+    black where all are black, and white stays white where all are white.
     """
     brightest = functools.reduce(torch.maximum, sources)
     dark = functools.reduce(torch.mul, [(1 - s / WHITE).clamp_min_(0) for s in sources])
@@ -136,16 +136,17 @@ def bounds(sources: list[Tensor], roles: Sequence[str] | None = None) -> tuple[T
 
 
 def within_bounds(f: Tensor, sources: list[Tensor], roles: Sequence[str] | None = None) -> Tensor:
-    """f, pixel by pixel, within the `bounds`."""
+    """f clamped to the `bounds`, pixel by pixel."""
     return torch.clamp(f, *bounds(sources, roles))
 
 
 def beyond_white(sources: list[Tensor]) -> Tensor:
-    """How far the fused image may pass WHITE, (B, 1, H, W): as the sources do, but no more often than one of them.
+    """How far f may exceed WHITE, (B, 1, H, W): as the sources do, but in no more places than one of them.
 
-    Bone in the CT and an oedema in the MRI would both be white, and the fused image whiter than either. The excess
-    e = max_k (s_k - W)+ passes by (2 q - 1)+, where q is the share that the sources which show it there have in the
-    excess of all: whole where all show it, or where no other source has any; in two places, that of one source at most.
+    Otherwise bone in the CT and an oedema in the MRI would both be white, and the fused image whiter than either. The
+    excess e = max_k (s_k - W)+ is multiplied by (2 q - 1)+, where q is the share of the total excess that belongs to
+    the sources showing it at that pixel: it is kept whole where all show it, or where no other source has any; if
+    different sources have it in different places, at most one source's is kept.
     """
     excess = [(s - WHITE).clamp_min_(0) for s in sources]
     most = functools.reduce(torch.maximum, excess)
@@ -158,10 +159,10 @@ def beyond_white(sources: list[Tensor]) -> Tensor:
 
 
 def room(s: Tensor, b: Tensor, scale: float) -> Tensor:
-    """How much of its contrast a source keeps in the light of b, in (0, 1], smoothed over `scale` pixels.
+    """The fraction of its contrast that a source keeps at the brightness of b, in (0, 1], smoothed over `scale` pixels.
 
-    Lights saturate: the same change of density is a smaller change of intensity in brighter light. Contrast is kept
-    whole until less than half of the room that the source has below white is left, and fades as the rest does: what an
+    Light saturates: the same change of density is a smaller change of intensity in brighter light. Contrast is kept in
+    full while at least half of the source's headroom below white is left, and then fades in proportion: what an
     MRI shows in bone, or the infrared in a burnt-out sky, is not drawn in grey on white.
     """
     left, had = (2 - WHITE - smooth(x, scale) for x in (b, s))
@@ -175,16 +176,16 @@ def strongest_gradient(
     scale: float = 1.5,
     unsure: Sequence[Tensor] | None = None,
 ) -> Gradient:
-    """g: the gradient of the locally strongest source, towards that of b where none is above EDGE, (B, 1, H, W) each.
+    """g: the gradient of the locally strongest source, fading to that of b where none exceeds EDGE, (B, 1, H, W) each.
 
-    Chosen by region rather than by pixel, nearly hard: weights (E_k / max_j E_j)^4 of the energies E_k smoothed over
-    `scale` pixels. The mean of two unlike gradients has less contrast than either of them, so little is mixed. The
-    energy of what the others show there and g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is given back by half
-    as contrast, sqrt(1 + R / (2 |g|^2)): nothing where one source alone shows something, or all the same, and sqrt(N)
-    at most.
-    Each source's gradient is its own times the `room` that the light of b leaves. `unsure`: the error variance of each
-    source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised. A gradient is two differences of two pixels and errs by
-    four times that; its E_k counts in the choice as far as it is known, by E_k / (E_k + 4 error).
+    The choice is made by region rather than by pixel and is nearly hard: weights (E_k / max_j E_j)^4 of the energies
+    E_k smoothed over `scale` pixels. The mean of two unlike gradients has less contrast than either, so they are hardly
+    mixed. The energy that the other sources show but g does not, R = sum_k E_k - (grad s_k . g)^2 / |g|^2, is half
+    restored as contrast by the factor sqrt(1 + R / (2 |g|^2)): 1 where only one source shows something or all show the
+    same, and at most sqrt(N).
+    Each source's gradient is first multiplied by its `room` at the brightness of b. `unsure`: the error variance of
+    each source, (B, 1, H, W) or (B, 1, 1, 1), where it was denoised. A gradient is two differences of two pixels, with
+    four times that error variance; in the choice E_k is weighted by its reliability, E_k / (E_k + 4 error).
     """
     slopes = []
     for s in sources:

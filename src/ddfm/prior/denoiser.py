@@ -1,4 +1,4 @@
-"""x0 = denoiser(x_t, t): the prior as everything else sees it; it owns tiling, precision, padding and sigma <-> t."""
+"""x0 = denoiser(x_t, t): the interface to the prior, including tiling, precision, padding and sigma <-> t."""
 
 import contextlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from ddfm.prior.tiling import auto_tile, blend, mirror, tiles_per_call
 from ddfm.prior.unet import ResidualUNet
 from ddfm.settings import OVERLAP, Precision, Tile
 
-Progress = Callable[[float, int], None]  # (evaluations done, a fraction for the one under way; in all, may increase)
+Progress = Callable[[float, int], None]  # (evaluations done, with the fraction of the current one; total, may increase)
 
 
 @dataclass
@@ -24,18 +24,18 @@ class Denoiser:
     """E[x0 | x_t] (Tweedie) by an unconditional diffusion model, for images of any size.
 
     Args:
-        unet: Predicts what `scheduler.config.prediction_type` says; further output channels (a learned variance, as
-            OpenAI's models have) are dropped.
-        scheduler: The schedule of the training; any scheduler of diffusers with betas.
-        tile: None for the whole batch at once; pixels a side, a multiple of the network's, for overlapping tiles
-            denoised a few at a time and blended; "auto" decides by the free memory. Where the network normalises over
-            its input (GroupNorm) or attends to all of it, tiles give a slightly different result than the whole.
+        unet: Predicts according to `scheduler.config.prediction_type`; extra output channels (a learned variance, as
+            in OpenAI's models) are dropped.
+        scheduler: The training schedule; any diffusers scheduler with betas.
+        tile: None to process the whole batch at once; a size in pixels, a multiple of the network's, for overlapping
+            tiles that are denoised a few at a time and blended; "auto" decides by the free memory. If the network
+            normalises over its input (GroupNorm) or uses global attention, tiling changes the result slightly.
         tile_overlap: Pixels that neighbouring tiles share.
-        precision: "float32", "bfloat16" (by autocast: the weights stay as they are), or "auto" for what is fastest on
+        precision: "float32", "bfloat16" (by autocast, without converting the weights), or "auto" for the fastest on
             the device.
-        device: Where the network computes; None for where its weights are.
-        progress: Called with (evaluations done, total, which may increase) after each call of the network.
-        total: Evaluations that are expected, for `progress`.
+        device: Where the network runs; None for the device of its weights.
+        progress: Called with (evaluations done, total, which may increase) after each network call.
+        total: Number of expected evaluations, for `progress`.
     """
 
     unet: Any
@@ -48,14 +48,14 @@ class Denoiser:
     total: int = 0
 
     def __post_init__(self) -> None:
-        """The training schedule alone counts here, whatever steps the scheduler is set to."""
+        """Uses only the training schedule, regardless of the scheduler's inference steps."""
         self.schedule = DDPMScheduler.from_config(self.scheduler.config)
         self.on = torch.device(self.device or self.unet.device)
         self.channels = image_channels(self.unet)
         a = self.schedule.alphas_cumprod
-        self.sigmas = ((1 - a) / a).sqrt()  # std of the noise over the factor of the signal, (T,), ascending
+        self.sigmas = ((1 - a) / a).sqrt()  # noise std over the signal's factor, (T,), ascending
         self._done = 0
-        self._auto: dict[tuple[int, int], int] = {}  # tiles by size: decided once, not by the memory of each moment
+        self._auto: dict[tuple[int, int], int] = {}  # tile by image size, decided once because the free memory changes
 
     @torch.no_grad()
     def __call__(self, x_t: Tensor, t: int) -> Tensor:
@@ -66,7 +66,7 @@ class Denoiser:
             t: Integer time step, 0 .. 999 for a schedule of 1000.
 
         Raises:
-            InputError: a tile that is no multiple of the network's, or no larger than the overlap.
+            InputError: a tile that is not a multiple of the network's, or not larger than the overlap.
         """
         t = int(t)
         if self.tile is None:
@@ -86,7 +86,7 @@ class Denoiser:
     def at(self, y: Tensor, sigma: float) -> Tensor:
         """E[clean | y] for luma y = clean + sigma n, (B, 1, H, W) in [-1, 1], at the time step nearest to sigma.
 
-        One evaluation more than `total` expected.
+        Increases `total` by one evaluation.
         """
         self.total += 1
         t = int((self.sigmas - sigma).abs().argmin())
@@ -106,7 +106,7 @@ class Denoiser:
     def _evaluate(self, x_t: Tensor, t: int) -> Tensor:
         height, width = x_t.shape[-2:]
         padded = reflect_pad(x_t, size_multiple(self.unet)).to(self.on)
-        if not isinstance(self.unet, ResidualUNet):  # which takes float32 whatever its dtype
+        if not isinstance(self.unet, ResidualUNet):  # which takes float32 input whatever its dtype
             padded = padded.to(self.unet.dtype)
         with self._autocast():
             out: Tensor = self.unet(padded, t).sample

@@ -1,4 +1,4 @@
-"""A function of a small image applied to a large one: overlapping tiles, blended by a smooth window."""
+"""Applies a function of small images to a large one: overlapping tiles, blended with a smooth window."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,10 @@ from torch import Tensor
 from ddfm.errors import InputError
 from ddfm.prior.load import size_multiple
 
-SMALL = 2**31  # bytes: an image that the network takes in less is never tiled, whatever the machine is busy with
+SMALL = 2**31  # bytes: an image that needs less is never tiled, however busy the machine is
 TILES = (1024, 512, 256)  # pixels a side, for "auto"
-MOST_PER_CALL = 8  # tiles on a GPU: more do not make it faster
-PLANES = 24  # the network's memory a pixel, in planes of its first level: 15 to 23 were measured
+MOST_PER_CALL = 8  # tiles on a GPU: more are not faster
+PLANES = 24  # the network's memory per pixel, in planes of its first level: 15 to 23 were measured
 
 
 def blend(
@@ -26,23 +26,23 @@ def blend(
     at_once: int,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """`function` of overlapping tiles of x, blended into one image; what is full-size is x and the result.
+    """Applies `function` to overlapping tiles of x and blends the results; only x and the result are full-size.
 
-    Along a side longer than a tile every tile has the full size: the last one ends where the image ends. The origins
-    are multiples of `multiple`, so a network that halves its input does so on one grid in all tiles. Weights are
+    Along a side longer than a tile, every tile has the full tile size: the last one ends at the image border. Tile
+    origins are multiples of `multiple`, so that a network's downsampling grid is the same in all tiles. Weights are
     raised cosines that add up to 1 everywhere.
 
     Args:
         function: (N, C, h, w) -> (N, C, h, w) float32, h and w multiples of `multiple`, N <= `at_once`.
-        x: (B, C, H, W), any size; mirrored at the bottom and right where `multiple` asks for more.
-        tile: Pixels a side.
-        overlap: Pixels that neighbours share at least; rounded up to a multiple.
-        multiple: What tiles are multiples of.
-        at_once: Tiles to a call.
+        x: (B, C, H, W), any size; padded by mirroring at the bottom and right to a multiple of `multiple`.
+        tile: Tile size in pixels a side.
+        overlap: Minimum number of pixels that neighbours share; rounded up to a multiple of `multiple`.
+        multiple: Tile sizes and origins are multiples of this.
+        at_once: Tiles per call.
         progress: Called with the fraction done, in (0, 1], after each call.
 
     Raises:
-        InputError: a tile that is no multiple, or no larger than the overlap.
+        InputError: a tile that is not such a multiple, or not larger than the overlap.
     """
     if tile < 1 or tile % multiple:
         raise InputError(f"The tile must be a multiple of {multiple} pixels, as the prior's network is, not {tile}.")
@@ -74,7 +74,7 @@ def mirror(size: int, multiple: int) -> Tensor:
 
 
 def layout(size: int, tile: int, overlap: int, multiple: int) -> list[int]:
-    """Where the tiles of a side begin: evenly spread multiples of `multiple`, neighbours sharing `overlap` or more."""
+    """Origins of the tiles along a side: evenly spread multiples of `multiple`; neighbours share at least `overlap`."""
     n, t, o = (-(-pixels // multiple) for pixels in (size, tile, overlap))
     if n <= t:
         return [0]
@@ -83,7 +83,7 @@ def layout(size: int, tile: int, overlap: int, multiple: int) -> list[int]:
 
 
 def windows(size: int, tile: int, overlap: int, multiple: int) -> Tensor:
-    """The weights of the tiles of a side, (tiles, h) float32 with h <= tile; at every pixel they add up to 1."""
+    """The tile weights along a side, (tiles, h) float32 with h <= tile; at every pixel they add up to 1."""
     padded = -(-size // multiple) * multiple
     starts, h = layout(size, tile, overlap, multiple), min(tile, padded)
     flank = -(-overlap // multiple) * multiple
@@ -103,12 +103,12 @@ def windows(size: int, tile: int, overlap: int, multiple: int) -> Tensor:
 
 
 def bytes_per_pixel(unet: Any) -> int:
-    """About what an evaluation of the network takes for each pixel of an image, on the safe side."""
+    """A conservative estimate of the memory that a network evaluation takes per image pixel."""
     return PLANES * _first_channels(unet) * int(unet.dtype.itemsize) // int(getattr(unet, "unshuffle", 1)) ** 2
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on the device; for the CPU within the limit of its container, where there is one."""
+    """Free memory on the device, in bytes; on the CPU limited by the container, if there is one."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -116,16 +116,16 @@ def free_memory(device: torch.device) -> int:
     try:
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no such thing here, or no limit ("max")
+    except (OSError, ValueError):  # no cgroup, or no limit ("max")
         return free
     return min(free, max(limit - used, 0))
 
 
 def auto_tile(unet: Any, height: int, width: int, device: torch.device) -> int:
-    """The tile of `tile="auto"`: the whole image if the network takes it in half of the free memory, else a tile.
+    """The tile size for `tile="auto"`: the whole image if it fits in half of the free memory, else a smaller tile.
 
-    It does not depend on the size of the batch: images that do not fit together go through the network in turn. Ask
-    once a run, not once a step: the free memory changes.
+    It does not depend on the batch size: images that do not fit together go through the network in turn. Call it once
+    per run, not once per step, because the free memory changes.
     """
     multiple, cost = size_multiple(unet), bytes_per_pixel(unet)
     whole = -(-max(height, width) // multiple) * multiple
@@ -138,9 +138,9 @@ def auto_tile(unet: Any, height: int, width: int, device: torch.device) -> int:
 
 
 def tiles_per_call(unet: Any, height: int, width: int, device: torch.device) -> int:
-    """Tiles of a size, or images that are one tile, to a call of the network; what it depends on does not change.
+    """Number of tiles, or of images that are a single tile, per network call; depends only on size and device.
 
-    On the CPU one: more are not faster there, and so no bit of an image depends on the others of its batch.
+    One on the CPU: more are not faster there, and this way an image never depends on the others in its batch.
     """
     if device.type == "cpu":
         return 1

@@ -1,9 +1,9 @@
 """Trains the embedded prior: an unconditional luma diffusion model. One file, read top to bottom.
 
-    ddfm prior train DATA -o RUN --steps 8000          # again with the same RUN: resumes exactly where it was
+    ddfm prior train DATA -o RUN --steps 8000          # the same command again resumes RUN exactly where it was
 
-DATA is a folder of folders of images; every pixel of it is equally likely to be seen, but for those of a folder called
-"natural", which are seen more often.
+DATA is a folder of folders of images. Every pixel is equally likely to be sampled, except that those of a folder called
+"natural" are sampled more often.
 """
 
 import csv
@@ -27,14 +27,14 @@ from ddfm.prior.precision import best_dtype
 from ddfm.prior.training_data import Batches, read_luma, scales, split
 from ddfm.prior.unet import ResidualUNet
 
-EVALUATED_SIGMAS = (15, 25, 50)  # of 255
-RATES = (1.0, 0.125)  # of each optimizer, times `TrainingConfig.learning_rate`
+EVALUATED_SIGMAS = (15, 25, 50)  # on the 8-bit scale
+RATES = (1.0, 0.125)  # of each optimizer, relative to `TrainingConfig.learning_rate`
 SIGMA_RANGE = (0.01, 160.0)  # DDPM's linear schedule ends at 157
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides the result of a training run, written into its checkpoint."""
+    """Everything that determines the result of a training run; stored in its checkpoint."""
 
     channels: tuple[int, ...] = (32, 64, 128)  # per level, after the pixel-unshuffle
     blocks: tuple[int, ...] = (4, 2, 2)  # per level, see `ResidualUNet`
@@ -42,18 +42,18 @@ class TrainingConfig:
     steps: int = 12_000
     batch_size: int = 24
     crop: int = 96  # pixels a side
-    learning_rate: float = 0.008  # Muon's peak, AdamW's is an eighth: warm-up over 200 steps, flat, a cosine to 0
-    decay: float = 0.6  # share of the steps in which it goes down
-    sigma_mean: float = -1.4  # of the normal distribution of log(sigma), as in EDM (Karras et al., 2022)
+    learning_rate: float = 0.008  # Muon's peak (AdamW's is 1/8): 200 steps of warm-up, flat, then cosine to 0
+    decay: float = 0.6  # fraction of the steps in which it decays
+    sigma_mean: float = -1.4  # of log(sigma), which is normal, as in EDM (Karras et al., 2022)
     sigma_std: float = 1.1
     ema: float = 0.999
-    natural_weight: float = 3.0  # how much more often a pixel of a folder called "natural" is seen
+    natural_weight: float = 3.0  # how much more often a pixel of a folder called "natural" is sampled
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InputError for what cannot be trained."""
+        """Raise InputError for a configuration that cannot be trained."""
         if self.steps < 1 or self.batch_size < 1:
-            raise InputError(f"Training takes 1 step and 1 crop or more, not {self.steps} and {self.batch_size}.")
+            raise InputError(f"Training needs at least 1 step and 1 crop, not {self.steps} and {self.batch_size}.")
 
 
 def new_unet(config: TrainingConfig) -> ResidualUNet:
@@ -67,8 +67,8 @@ def new_unet(config: TrainingConfig) -> ResidualUNet:
 def noise_levels(config: TrainingConfig, generator: torch.Generator) -> torch.Tensor:
     """Sigma for each image of a batch, (batch_size,), data in [-1, 1].
 
-    Seven of eight log-normal, where images are denoised and detail is decided; the rest log-uniform over the whole
-    schedule, so that a chain can begin at pure noise.
+    Seven of eight are log-normal, in the range where detail is decided; the rest are log-uniform over the whole
+    schedule, so that sampling can start from pure noise.
     """
     n, device = config.batch_size, generator.device
     sigma = (config.sigma_std * torch.randn(n, generator=generator, device=device) + config.sigma_mean).exp()
@@ -84,13 +84,13 @@ def noise_levels(config: TrainingConfig, generator: torch.Generator) -> torch.Te
 def denoising_psnr(
     denoise: Callable[[torch.Tensor, float], torch.Tensor], images: list[np.ndarray], sigma: float, crop: int = 160
 ) -> float:
-    """Mean PSNR in dB (peak 255) on the images' centres, for Gaussian noise of `sigma` of 255.
+    """Mean PSNR in dB (peak 255) on the images' centres, for Gaussian noise of std `sigma`.
 
     Args:
-        denoise: (y, std of the noise) -> the denoised image; (1, 1, H, W) of data in [-1, 1].
-        images: uint8 (H, W), of 16 x 16 pixels or more.
-        sigma: Of the 8-bit scale.
-        crop: Pixels a side, at most.
+        denoise: (y, noise std) -> the denoised image; (1, 1, H, W), data in [-1, 1].
+        images: uint8 (H, W), at least 16 x 16 pixels.
+        sigma: Noise std on the 8-bit scale.
+        crop: Maximum size in pixels a side.
     """
     generator, total = torch.Generator().manual_seed(int(sigma)), 0.0
     for grey in images:
@@ -108,9 +108,9 @@ def denoising_psnr(
 
 @contextmanager
 def _no_denormals() -> Iterator[None]:
-    """A unit that is dead gets no gradient, its momentum falls below 1e-38 within 1,700 steps, and a CPU is slow there.
+    """Flushes denormal numbers: a dead unit's momentum falls below 1e-38 within 1,700 steps, where CPUs are slow.
 
-    Measured: 190 steps a minute, 105 with 4 % of Muon's momentum denormal, and 190 again with them as zeros.
+    Measured: 190 steps per minute, 105 with 4 % of Muon's momentum denormal, and 190 again with those set to zero.
     """
     torch.set_flush_denormal(True)
     try:
@@ -120,7 +120,7 @@ def _no_denormals() -> Iterator[None]:
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Warm-up over 200 steps, flat, then half a cosine down to zero."""
+    """200 steps of warm-up, flat, then half a cosine down to zero."""
     start = config.steps * (1 - config.decay)
     rate = config.learning_rate * min(1.0, (step + 1) / 200)
     if step > start:
@@ -138,7 +138,7 @@ def optimizers(unet: ResidualUNet) -> tuple[torch.optim.Optimizer, ...]:
 
 @dataclass
 class Run:
-    """The state of a training run: all of its checkpoint."""
+    """The state of a training run, as saved in its checkpoint."""
 
     config: TrainingConfig
     unet: ResidualUNet
@@ -165,7 +165,7 @@ class Run:
                 unet.load_state_dict(given.state_dict())
             except RuntimeError as error:
                 raise InputError(
-                    f"The prior {initial} has another architecture than {config.channels}; start from one of the same."
+                    f"The prior {initial} has another architecture than {config.channels}; choose one with the same."
                 ) from error
         ema.load_state_dict(unet.state_dict())
         for network in (unet, ema):
@@ -198,10 +198,10 @@ class Run:
             raise InputError(f"The checkpoint {path} cannot be written: {reason}.") from error
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint of the same configuration (`steps` may differ).
+        """Continue from a checkpoint with the same configuration (`steps` may differ).
 
         Raises:
-            InputError: it cannot be read, or is of another configuration.
+            InputError: it cannot be read, or has another configuration.
         """
         try:
             state = torch.load(path, weights_only=True, map_location=self.unet.device)
@@ -213,15 +213,15 @@ class Run:
                     optimizer.load_state_dict(saved)
                 self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
                 return
-        except Exception as error:  # of many kinds: cut off, no archive, carries code, lacks a key
+        except Exception as error:  # truncated, not an archive, contains code, lacks a key
             raise InputError(
-                f"{path} cannot be resumed ({type(error).__name__}: not a whole checkpoint of a training run); "
+                f"{path} cannot be resumed ({type(error).__name__}: not a complete training checkpoint); "
                 "remove it to start anew."
             ) from error
         raise InputError(f"{path} was trained with {config}; use that configuration or another folder.")
 
     def update(self, x0: torch.Tensor) -> None:
-        """One step of the optimizer on a batch (B, 1, H, W) in [-1, 1].
+        """One optimizer step on a batch (B, 1, H, W) in [-1, 1].
 
         The error of D(y, sigma) is weighted by 1 / c_out^2, so that F's target has unit variance at every sigma (EDM).
         """
@@ -275,17 +275,17 @@ def train(
     overwrite: bool = False,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Train, or resume, the run in folder `run`; returns the exported prior's folder.
+    """Train or resume the run in folder `run`; returns the folder of the exported prior.
 
     Args:
         data: Folder of folders of images.
-        run: Receives `checkpoint.pt` (weights, their moving average, optimizer, step), `log.csv`, `log.png` where
+        run: Receives `checkpoint.pt` (weights, their moving average, optimizer, step), `log.csv`, `log.png` if
             matplotlib is installed, and `prior/`.
         config: What to train. On resuming, only `steps` may differ from the checkpoint's.
         initial: A prior (as in `load_prior`) or a run's `checkpoint.pt` to start from instead of random weights.
-        device: "cpu" or "cuda"; bfloat16 autocast where the hardware computes in it.
+        device: "cpu" or "cuda"; uses bfloat16 autocast where the hardware supports it.
         checkpoint_minutes: Time between checkpoints.
-        overwrite: Whether files of other origin may be replaced where the folder is not that of an earlier run.
+        overwrite: Whether existing files may be replaced if the folder is not that of an earlier run.
         report: Called with one line of progress at each checkpoint.
 
     Raises:
@@ -312,7 +312,7 @@ def train(
             if not loss < 3 * state.loss:
                 raise InputError(
                     f"The run in {run} diverged before step {state.step} (loss {state.loss:.3f} to {loss:.3f}); its "
-                    "checkpoint is from before that: start anew from it with a lower learning rate."
+                    "checkpoint predates that: start a new run from it with a lower learning rate."
                 )
             state.loss, state.losses = loss, []
             state.save(checkpoint)  # before measuring, which may fail on an odd image
@@ -326,7 +326,7 @@ def train(
 def _read_images(
     data: Path, config: TrainingConfig, report: Callable[[str], None]
 ) -> tuple[list[np.ndarray], np.ndarray, dict[str, list[np.ndarray]]]:
-    """Images to crop from, how often each is seen, and up to twelve held-out ones of each folder."""
+    """Images to crop from, their sampling weights, and up to twelve held-out images of each folder."""
     images: list[np.ndarray] = []
     weights: list[float] = []
     held_out: dict[str, list[np.ndarray]] = {}
@@ -338,15 +338,15 @@ def _read_images(
                 weights.append(image.size * (config.natural_weight if folder.name == "natural" else 1.0))
         read_ones = {path: read_luma(path) for path in held}
         if small := [path.name for path, grey in read_ones.items() if min(grey.shape) < config.crop]:
-            report(f"{folder.name}: {len(small)} held-out images are smaller than the crop and skipped ({small[0]})")
+            report(f"{folder.name}: {len(small)} held-out images are skipped, being smaller than the crop ({small[0]})")
         held_out[folder.name] = [grey for grey in read_ones.values() if min(grey.shape) >= config.crop][:12]
     if not images:
-        raise InputError(f"{data} holds no folder of images of at least {config.crop} pixels; give such a folder.")
+        raise InputError(f"{data} has no folder of images of at least {config.crop} pixels a side; choose another.")
     return images, np.array(weights), held_out
 
 
 def _log(log: Path, row: dict[str, float]) -> None:
-    """Append a row to `log.csv` and draw it."""
+    """Append a row to `log.csv` and redraw the plot."""
     header = not log.exists()
     try:
         with log.open("a", newline="") as file:
@@ -360,7 +360,7 @@ def _log(log: Path, row: dict[str, float]) -> None:
 
 
 def plot(log: Path) -> None:
-    """Draw `log.csv` as `log.png`: the loss, and PSNR at sigma 25 for each folder; nothing without matplotlib."""
+    """Plot `log.csv` as `log.png`: loss, and PSNR at sigma 25 for each folder; does nothing without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,6 +1,6 @@
 """The networks of luma priors: a residual U-Net (the embedded prior's), and `UNet2DModel` behind a pixel-unshuffle.
 
-Both have the properties `unshuffle` and `image_channels`, which `UNet2DModel` lacks: for it they are 1 and in_channels.
+Both have the properties `unshuffle` and `image_channels`; a plain `UNet2DModel` counts as 1 and in_channels.
 """
 
 import math
@@ -20,7 +20,7 @@ PredictionType = Literal["sample", "epsilon", "v_prediction"]
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(x))), both 3 x 3; begins near the identity."""
+    """x + conv(relu(conv(x))), both 3 x 3; initialised near the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,10 +37,10 @@ class ResidualBlock(nn.Module):
 
 
 def _fuses(x: Tensor) -> bool:
-    """Whether convolutions can clamp and add while they write: on a CPU in bfloat16, where that saves a third.
+    """Whether ReLU and addition can be fused into the convolutions: on a CPU in bfloat16, where that saves a third.
 
-    oneDNN does so, by operators that torch.compile emits. They know neither gradients nor autocast; float32, in which a
-    network is exported, gains nothing.
+    This uses oneDNN operators that torch.compile emits. They support neither gradients nor autocast; float32, in which
+    networks are exported, gains nothing.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return False
@@ -48,7 +48,7 @@ def _fuses(x: Tensor) -> bool:
 
 
 def _convolution(x: Tensor, conv: nn.Conv2d, add: Tensor | None = None) -> Tensor:
-    """relu(conv(x)), or add + conv(x), for a convolution of 3 x 3."""
+    """relu(conv(x)), or add + conv(x), for a 3 x 3 convolution."""
     weight, bias = conv.weight.to(x.dtype), None if conv.bias is None else conv.bias.to(x.dtype)
     where = [1, 1], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
     operator = torch.ops.mkldnn._convolution_pointwise
@@ -61,10 +61,10 @@ def _convolution(x: Tensor, conv: nn.Conv2d, add: Tensor | None = None) -> Tenso
 
 
 class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_name, in diffusers' own two bases
-    """E[x_0 | x_t] by a residual U-Net without normalisation or attention: linear cost, and tiles equal the whole.
+    """E[x_0 | x_t] by a residual U-Net without normalisation or attention: linear cost, and tiling changes nothing.
 
     Layers as in DRUNet (Zhang et al., "Plug-and-Play Image Restoration with Deep Denoiser Prior", 2021): residual
-    blocks, 2 x 2 convolutions of stride 2 down, transposed ones up, skips added; the noise level is a constant input
+    blocks, 2 x 2 convolutions of stride 2 down, transposed ones up, additive skips; the noise level is a constant input
     plane. They work on the pixel-unshuffled image, as in FFDNet (Zhang et al., 2018), and are preconditioned as in EDM
     (Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, table 1): with
     y = x_0 + sigma n,
@@ -72,15 +72,15 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
         D(y, sigma) = c_skip y + c_out F(c_in y, log(sigma) / 4),
         c_in = 1 / sqrt(sigma^2 + s^2), c_skip = s^2 c_in^2, c_out = sigma s c_in, s = data_std.
 
-    The preconditioning is computed in float32 whatever the dtype of the weights is, so hand x_t over in float32.
+    The preconditioning is computed in float32 whatever the dtype of the weights, so pass x_t in float32.
 
     Args:
-        in_channels: Of the image: 1 for luma, 3 for RGB.
+        in_channels: Image channels: 1 for luma, 3 for RGB.
         block_out_channels: Channels of each level after the pixel-unshuffle; each further level halves the size.
-        layers_per_block: Residual blocks of each level, down and again up; the last level has them once.
-        unshuffle: r: pixels a side of what becomes one position.
-        data_std: Standard deviation of the data, in [-1, 1].
-        prediction_type: What `forward` returns, in the words of diffusers' schedulers.
+        layers_per_block: Residual blocks of each level, used both on the way down and up; once in the last level.
+        unshuffle: Factor r of the pixel-unshuffle.
+        data_std: Standard deviation of the data, which are in [-1, 1].
+        prediction_type: What `forward` returns, named as in diffusers' schedulers.
         num_train_timesteps, beta_start, beta_end: The schedule, linear in beta, that gives sigma at each time step.
     """
 
@@ -108,14 +108,14 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
         self.up_blocks = nn.ModuleList([_blocks(width, n) for width, _, n in levels])
         self.tail = nn.Conv2d(widths[0], planes, 3, padding=1)
         for parameter in self.tail.parameters():
-            nn.init.zeros_(parameter)  # begins as the Wiener estimate
+            nn.init.zeros_(parameter)  # initially the Wiener estimate
         self.schedule = DDPMScheduler(
             num_train_timesteps, beta_start, beta_end, prediction_type=prediction_type, clip_sample=False
         )
 
     @property
     def unshuffle(self) -> int:
-        """r: pixels a side of what becomes one position."""
+        """Factor r of the pixel-unshuffle."""
         return int(self.config["unshuffle"])
 
     @property
@@ -133,13 +133,13 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
         """As `UNet2DModel.forward`.
 
         Args:
-            sample: x_t, (B, C, H, W), best in float32; H and W multiples of r x 2^(levels - 1).
+            sample: x_t, (B, C, H, W), preferably float32; H and W multiples of r x 2^(levels - 1).
             timestep: t, a number or (B,), 0 .. num_train_timesteps - 1.
-            class_labels: Not used; there for the calls that diffusers makes.
-            return_dict: False for a tuple.
+            class_labels: Ignored; accepted for compatibility with diffusers.
+            return_dict: False to return a tuple.
 
         Returns:
-            x_0, the noise or v, as the configuration's prediction_type says, of the shape and dtype of `sample`.
+            x_0, the noise or v, according to the configured prediction_type, with the shape and dtype of `sample`.
         """
         x_t = sample.float()
         t = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
@@ -157,7 +157,7 @@ class ResidualUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]  # config_nam
 
         Args:
             y: (B, C, H, W) float32, x_0 in [-1, 1].
-            sigma: Of the same scale, (B,) or anything that has B elements.
+            sigma: Noise std on the same scale, (B,) or any tensor with B elements.
         """
         sigma = sigma.float().view(-1, 1, 1, 1)
         s = self.config["data_std"]
@@ -188,13 +188,13 @@ def _blocks(channels: int, n: int) -> nn.Sequential:
 class UnshuffleUNet2DModel(UNet2DModel):
     """`UNet2DModel` on the r x r pixel-unshuffled image: (B, C, H, W) -> (B, r^2 C, H/r, W/r) -> (B, C, H, W).
 
-    Same weights file, configuration and call as its parent; `in_channels` in the configuration counts the unshuffled
+    Weights file, configuration and call are its parent's; `in_channels` in the configuration counts the unshuffled
     channels: r^2 for luma (4 for r = 2), 3 r^2 for RGB.
     """
 
     @property
     def unshuffle(self) -> int:
-        """r: pixels a side of what becomes one position."""
+        """Factor r of the pixel-unshuffle."""
         n = self.config["in_channels"]
         return math.isqrt(n if math.isqrt(n) ** 2 == n else n // 3)
 
