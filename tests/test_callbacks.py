@@ -14,7 +14,8 @@ def noise(*shape, seed=0):
 def test_progress_counts_evaluations_up_to_their_number(tiny_prior, tile):
     seen = []
     big = [made_image(40, 48, seed=s) for s in range(2)]
-    tiny_prior(big, num_inference_steps=3, tile=tile, tile_overlap=4, progress=lambda *now: seen.append(now))
+    tiles = {"tile": None} if tile is None else {"tile": tile, "tile_overlap": 4}
+    tiny_prior(big, num_inference_steps=3, **tiles, progress=lambda *now: seen.append(now))
     done = [now for now, _ in seen]
     assert done == sorted(done) and done[0] > 0
     assert seen[-1] == (3, 3) and {total for _, total in seen} == {3}
