@@ -227,9 +227,34 @@ def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
         assert "drop one of them" in complaint(fuse("--rig", rig, *more, sources=("small.png", "large.png")))
 
 
+@pytest.mark.parametrize("frame", ["first", "second"])
+def test_a_rig_of_two_images_of_one_size_knows_which_is_the_frame(ddfm_, fuse, folder, frame):
+    """It was applied backwards, in silence, where another frame was asked for than the default."""
+    made = cv2.GaussianBlur(np.random.default_rng(3).random((150, 200), np.float32), (0, 0), 3)
+    made = (made - made.min()) / np.ptp(made)
+    images.write(folder / "here.png", made[10:130, 10:170])
+    images.write(folder / "there.png", made[16:136, 18:178])
+    pair = ("here.png", "there.png")
+    rig = folder / "rig.json"
+    assert ddfm_("register", *(folder / name for name in pair), "--frame", frame, "--save", rig)[0] == 0
+    for asked in ("first", "second", "auto"):
+        code, out, _ = fuse("--rig", rig, "--frame", asked, "--json", "--overwrite", sources=pair)
+        shown = json.loads(out)
+        first = asked == "first" or (asked == "auto" and frame == "first")
+        assert code == 0 and "order in which they are given" in shown["findings"][0]
+        [where] = [place["matrix"] for place in shown["registrations"] if place]
+        expected = (-8, -6) if first else (8, 6)
+        np.testing.assert_allclose([where[0][2], where[1][2]], expected, atol=0.7)
+
+
 @pytest.mark.parametrize(
     "options",
-    [("--save", "no/rig.json"), ("--save", "r.json", "--write-aligned", "a.heic"), ("--write-aligned", "no/a.png")],
+    [
+        ("--save", "no/rig.json"),
+        ("--save", "r.json", "--write-aligned", "a.heic"),
+        ("--save", "r.json", "--write-aligned", "a.nii.gz"),
+        ("--write-aligned", "no/a.png"),
+    ],
 )
 def test_where_a_registration_cannot_be_written_is_known_before(ddfm_, folder, monkeypatch, options):
     monkeypatch.setattr("ddfm.registration.register", lambda *args: pytest.fail("the images were registered"))
@@ -251,6 +276,9 @@ def test_register_reads_what_fuse_reads(ddfm_, sensors):
     tifffile.imwrite(sensors / "counts.tif", counts)
     code, _, err = ddfm_("register", sensors / "counts.tif", sensors / "large.png")
     assert code == 0 and "holds counts" in err
+    aligned = sensors / "aligned.jpg"  # which holds 8 bits of the 16, as of `fuse`
+    assert ddfm_("register", sensors / "counts.tif", sensors / "large.png", "--write-aligned", aligned)[0] == 0
+    assert images.read(aligned).pixels.shape == (140, 180)
 
 
 def test_assumed_aligned_is_resized_and_said(fuse, sensors):

@@ -2,6 +2,7 @@
 
 import json as jsons
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -121,12 +122,18 @@ def register(
     from ddfm.io.outputs import Outputs
     from ddfm.io.sources import read_source
     from ddfm.registration import frame_of, registered
+    from ddfm.runs.scene import Scene
 
     outputs = Outputs([moving, fixed], overwrite)
     for path in (save, write_aligned):
         if path is not None:
             check_writable(outputs.claim(path))
     if write_aligned is not None:
+        if images.is_medical(write_aligned):
+            raise InputError(
+                f"Cannot write {images.quoted(write_aligned)}: an image that was moved no longer lies where its header "
+                "says; use .png or .tif."
+            )
         images.check_target(write_aligned)
     pair = [read_source(path) for path in (moving, fixed)]  # as `fuse` does, whose sizes a rig file has
     if volume := next((image for image in pair if image.is_volume), None):
@@ -145,10 +152,10 @@ def register(
     said.append(f"The matrix from pixels (x, y, 1) of {target.path} to those of {source.path}:")
     said += ["  ".join(f"{value:12.6f}" for value in row) for row in found.matrix]
     if found.confident and save is not None:
-        found.save(save)
+        replace(found, frame=chosen).save(save)
         said.append(f"{save}: the calibration, for --rig{', without the local refinement' if dense else ''}")
     if found.confident and write_aligned is not None:
-        images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
+        images.write(write_aligned, found.warp(source.pixels), Scene([source]).bits(write_aligned), source)
         said.append(f"{write_aligned}: {source.path} in the frame")
     if json:
         print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))
