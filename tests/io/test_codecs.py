@@ -1,6 +1,7 @@
 """Codecs: files that other programs write, in every storage of TIFF, come out as what they show."""
 
 import io
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -127,11 +128,20 @@ def test_counts_of_a_narrow_range_are_scaled_for_fusion_and_said(tmp_path):
     assert not as_they_are.findings
 
 
-def test_a_dark_image_of_sixteen_bits_stays_dark(tmp_path):
+def test_a_dark_image_of_sixteen_bits_stays_dark_and_that_is_said(tmp_path):
+    """It may be a sensor's 12 bits, which would vanish beside another image."""
     dark = (grey(np.uint16) // 10).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", dark)
     source = images.read_any(tmp_path / "a.tif")
-    assert source.pixels.max() <= 0.1 and not source.findings
+    assert source.pixels.max() <= 0.1 and f"a.tif reaches {dark.max()} of 65535" in source.findings[0]
+    assert not images.read_any(tmp_path / "a.tif", normalise=True).findings
+
+
+def test_infinity_is_one_sentence_and_no_warning(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.where(grey(np.float32) < 0.1, np.inf, 20.0).astype(np.float32))
+    with warnings.catch_warnings(), pytest.raises(InputError, match="NaN or infinity"):
+        warnings.simplefilter("error")
+        images.read_any(tmp_path / "a.tif")
 
 
 def test_a_range_in_the_unit_of_the_file(tmp_path):

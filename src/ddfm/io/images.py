@@ -38,6 +38,7 @@ from ddfm.io.grid import Grid
 Range = tuple[float, float]
 COUNTS_SPAN = 0.25  # of the full scale: 14-bit counts in 16 bits
 PERCENTILES = (0.1, 99.9)  # of the robust normalisation: dead pixels fall outside, small hot targets inside
+MOST = 0.75  # of the pixels beyond a range that was asked for: it may be meant for another file, or be in another unit
 FULL_SCALE = {8: 255, 16: 65535}
 DEPTHS = {".png": (8, 16), ".tif": (8, 16, 32), ".tiff": (8, 16, 32), ".jpg": (8,), ".jpeg": (8,), ".bmp": (8,)}
 
@@ -104,11 +105,19 @@ class Image:
         return self.low + np.asarray(pixels, np.float64) * (self.high - self.low)
 
     def windowed(self, low: float, high: float) -> Image:
-        """The same image with other values, in the file's own unit, as 0 and 1. Raises InputError unless low < high."""
+        """The same image with other values, in the file's own unit, as 0 and 1; that most lie beyond is a finding.
+
+        Raises InputError unless low < high.
+        """
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise InputError(f"A range of values goes from a lower to a higher one, not from {low:g} to {high:g}.")
-        pixels = np.clip((self.restore(self.pixels) - low) / (high - low), 0, 1).astype(np.float32)
-        return replace(self, pixels=pixels, low=float(low), high=float(high))
+        values = (self.restore(self.pixels) - low) / (high - low)
+        beyond, findings = float(((values < 0) | (values > 1)).mean()), self.findings
+        if beyond > (MOST if self.bits > 8 else 0):  # 8 bits are seldom in the unit of a range
+            unit = f" {self.unit}".rstrip()
+            findings += (f"{self.name} has {beyond:.0%} of its pixels beyond {low:g} to {high:g}{unit}, clipped.",)
+        pixels = np.clip(values, 0, 1).astype(np.float32)
+        return replace(self, pixels=pixels, low=float(low), high=float(high), findings=findings)
 
 
 def read(path: str | os.PathLike[str], normalise: bool = False, value_range: Range | None = None) -> Image:
@@ -177,8 +186,13 @@ def read_any(
         if not scale_counts and np.isfinite([low := values.min(), high := values.max()]).all():
             raise InputError(f"{name} has values from {low:.4g} to {high:.4g}, not [0, 1]; read it normalised.")
         normalise = True
-        if values.min() < values.max():
+        if -math.inf < values.min() < values.max() < math.inf:
             findings.append(_scaled(values, name))
+    elif scale_counts and not normalise and value_range is None and _is_dark(values, full):
+        findings.append(
+            f"{name} reaches {values.max()} of {full:.0f} and stays as dark as that; stretch a sensor's counts "
+            "(--normalise)."
+        )
     pixels, low, high = to_unit(values, name, normalise, own_units, full)
     bits = {"uint8": 8, "uint16": 16}.get(values.dtype.name, 32)
     image = Image(
@@ -216,6 +230,11 @@ def _are_counts(values: np.ndarray, full: float | None) -> bool:
         return False
     low, high = np.percentile(values, PERCENTILES)
     return bool(0 < high - low <= min(full * COUNTS_SPAN, low))
+
+
+def _is_dark(values: np.ndarray, full: float | None) -> bool:
+    """Whether a grey image of more than 8 bits uses so little of them that it may be 12 or 14 bits of a sensor."""
+    return values.ndim == 2 and full is not None and full > 255 and 0 < values.max() <= full * COUNTS_SPAN
 
 
 def _translucent(name: str) -> str:
