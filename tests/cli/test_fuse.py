@@ -18,6 +18,7 @@ import ddfm.cli.loading
 import ddfm.pipeline
 from ddfm.colour import luma
 from ddfm.io import images
+from ddfm.palettes import painted
 from ddfm.prior import Denoiser
 from ddfm.settings import OVERLAP
 
@@ -309,6 +310,17 @@ def test_errors_are_said_all_the_same(fuse, option):
 
 def test_a_blend_of_no_palette_is_refused(fuse):
     assert "give --palette" in complaint(fuse("--blend", "0.3"))
+
+
+def test_a_palette_is_of_the_source_that_is_thermal(fuse, folder):
+    """Of two grey sources it painted the first, which was the visible one."""
+    images.write(folder / "grey.png", made_image(*SIZE, seed=7) / 255)
+    options, pair = ("--palette", "hot", "--blend", 1, "--overwrite"), ("grey.png", "ir.png")
+    for roles, name in ((("--roles", "visible thermal"), "ir.png"), ((), "grey.png")):
+        code, _, err = fuse(*options, *roles, sources=pair)
+        shown = images.read(folder / "fused.png").pixels
+        assert code == 0 and ("first grey source" in err) == (not roles)
+        np.testing.assert_allclose(shown, painted(images.read(folder / name).pixels, "hot"), atol=0.6 / 255)
 
 
 def test_a_file_given_twice_is_said(fuse):

@@ -72,6 +72,8 @@ def fuse(
         scene.check_target(output, bits, settings.colour, anonymise)
         if palette:  # refused before the work
             scene.overlaid(scene.sources[0].pixels, palette, blend)
+            if settings.roles is None and sum(source.pixels.ndim == 2 for source in scene.sources) > 1:
+                scene.findings.append("The palette shows the first grey source; --roles says which is thermal.")
     for finding in scene.findings:
         note(finding)
     pipe = loading.pipeline(prior, device)
@@ -79,7 +81,7 @@ def fuse(
         note(f"{settings}, prior {prior} on {pipe.device}")
     fused = loading.run(pipe, scene, settings, "fusing")
     if palette:
-        fused = scene.overlaid(fused, palette, blend)
+        fused = scene.overlaid(fused, palette, blend, settings.roles)
     scene.write(output, fused, bits, anonymise)
     height, width = fused.shape[1:] if scene.is_volume else fused.shape[:2]
     size = [width, height, *([len(fused)] if scene.is_volume else [])]
