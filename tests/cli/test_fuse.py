@@ -335,12 +335,14 @@ def test_how_to_give_a_file_whose_name_begins_with_a_dash(ddfm_, folder, monkeyp
     assert "./" not in complaint(ddfm_("fuse", "--absent", "vis.png", "-o", "f.png"))
 
 
-def test_an_anonymised_image_has_no_exif(fuse, folder):
+@pytest.mark.parametrize("sources", [("ir.png", "vis.jpg"), ("ir.jpg", "vis.png")])
+def test_the_exif_of_either_goes_to_the_result_unless_anonymised(fuse, folder, sources):
     exif = PIL.Image.Exif()
     exif[315] = "Jane Doe"
-    PIL.Image.open(folder / "vis.png").save(folder / "vis.jpg", exif=exif)
+    for name in ("ir", "vis"):
+        PIL.Image.open(folder / f"{name}.png").save(folder / f"{name}.jpg", exif=exif)
     for options, name in (((), "Jane Doe"), (("--anonymise", "--overwrite"), None)):
-        assert fuse(*options, sources=("ir.png", "vis.jpg"))[0] == 0
+        assert fuse(*options, sources=sources)[0] == 0
         assert PIL.Image.open(folder / "fused.png").getexif().get(315) == name
 
 

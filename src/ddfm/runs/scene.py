@@ -213,6 +213,8 @@ class Scene:
     ) -> None:
         """Write what `fuse` gave; the file is written atomically. Raises InputError.
 
+        An image gets the EXIF of the source that it is written like or, if that has none, of the first that has.
+
         anonymise: Remove what identifies the patient: from DICOM and NIfTI see `medical.write_volume`, else EXIF.
         """
         self._spare_sources(path)
@@ -224,7 +226,8 @@ class Scene:
             fused = fused if self.is_volume else fused[None]
             medical.write_volume(path, fused, like, self.sources, anonymise)
         else:
-            images.write(path, fused, self.bits(path, depth), replace(like, exif=None) if anonymise else like)
+            exif = None if anonymise else next((source.exif for source in (like, *self.sources) if source.exif), None)
+            images.write(path, fused, self.bits(path, depth), replace(like, exif=exif))
 
     def _spare_sources(self, path: str | os.PathLike[str]) -> None:
         Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)
