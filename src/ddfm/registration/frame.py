@@ -138,7 +138,7 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
             f"{source.name} and {target.name}: {found.sentence} Use --align=force to take what was found, --align=skip "
             "to take them as showing the same field of view, or a rig calibration."
         )
-    return found
+    return found if found.confident else replace(found, sentence=f"{found.sentence} What was found is used, as asked.")
 
 
 def _turned(rig: Registration) -> Registration:
