@@ -113,7 +113,7 @@ class Image:
             raise InputError(f"A range of values goes from a lower to a higher one, not from {low:g} to {high:g}.")
         values = (self.restore(self.pixels) - low) / (high - low)
         beyond, findings = float(((values < 0) | (values > 1)).mean()), self.findings
-        if beyond > (MOST if self.bits > 8 else 0):  # 8 bits are seldom in the unit of a range
+        if beyond > (MOST if self.bits > 8 else 0.01):  # 8 bits are seldom in the unit of a range
             unit = f" {self.unit}".rstrip()
             findings += (f"{self.name} has {beyond:.0%} of its pixels beyond {low:g} to {high:g}{unit}, clipped.",)
         pixels = np.clip(values, 0, 1).astype(np.float32)
