@@ -18,6 +18,7 @@ import ddfm.cli.loading
 import ddfm.pipeline
 from ddfm.colour import luma
 from ddfm.io import images
+from ddfm.palettes import painted
 from ddfm.prior import Denoiser
 from ddfm.settings import OVERLAP
 
@@ -227,9 +228,34 @@ def test_a_rig_is_saved_once_and_used_again(ddfm_, fuse, sensors):
         assert "drop one of them" in complaint(fuse("--rig", rig, *more, sources=("small.png", "large.png")))
 
 
+@pytest.mark.parametrize("frame", ["first", "second"])
+def test_a_rig_of_two_images_of_one_size_knows_which_is_the_frame(ddfm_, fuse, folder, frame):
+    """It was applied backwards, in silence, where another frame was asked for than the default."""
+    made = cv2.GaussianBlur(np.random.default_rng(3).random((150, 200), np.float32), (0, 0), 3)
+    made = (made - made.min()) / np.ptp(made)
+    images.write(folder / "here.png", made[10:130, 10:170])
+    images.write(folder / "there.png", made[16:136, 18:178])
+    pair = ("here.png", "there.png")
+    rig = folder / "rig.json"
+    assert ddfm_("register", *(folder / name for name in pair), "--frame", frame, "--save", rig)[0] == 0
+    for asked in ("first", "second", "auto"):
+        code, out, _ = fuse("--rig", rig, "--frame", asked, "--json", "--overwrite", sources=pair)
+        shown = json.loads(out)
+        first = asked == "first" or (asked == "auto" and frame == "first")
+        assert code == 0 and "order in which they are given" in shown["findings"][0]
+        [where] = [place["matrix"] for place in shown["registrations"] if place]
+        expected = (-8, -6) if first else (8, 6)
+        np.testing.assert_allclose([where[0][2], where[1][2]], expected, atol=0.7)
+
+
 @pytest.mark.parametrize(
     "options",
-    [("--save", "no/rig.json"), ("--save", "r.json", "--write-aligned", "a.heic"), ("--write-aligned", "no/a.png")],
+    [
+        ("--save", "no/rig.json"),
+        ("--save", "r.json", "--write-aligned", "a.heic"),
+        ("--save", "r.json", "--write-aligned", "a.nii.gz"),
+        ("--write-aligned", "no/a.png"),
+    ],
 )
 def test_where_a_registration_cannot_be_written_is_known_before(ddfm_, folder, monkeypatch, options):
     monkeypatch.setattr("ddfm.registration.register", lambda *args: pytest.fail("the images were registered"))
@@ -251,6 +277,9 @@ def test_register_reads_what_fuse_reads(ddfm_, sensors):
     tifffile.imwrite(sensors / "counts.tif", counts)
     code, _, err = ddfm_("register", sensors / "counts.tif", sensors / "large.png")
     assert code == 0 and "holds counts" in err
+    aligned = sensors / "aligned.jpg"  # which holds 8 bits of the 16, as of `fuse`
+    assert ddfm_("register", sensors / "counts.tif", sensors / "large.png", "--write-aligned", aligned)[0] == 0
+    assert images.read(aligned).pixels.shape == (140, 180)
 
 
 def test_assumed_aligned_is_resized_and_said(fuse, sensors):
@@ -283,6 +312,17 @@ def test_a_blend_of_no_palette_is_refused(fuse):
     assert "give --palette" in complaint(fuse("--blend", "0.3"))
 
 
+def test_a_palette_is_of_the_source_that_is_thermal(fuse, folder):
+    """Of two grey sources it painted the first, which was the visible one."""
+    images.write(folder / "grey.png", made_image(*SIZE, seed=7) / 255)
+    options, pair = ("--palette", "hot", "--blend", 1, "--overwrite"), ("grey.png", "ir.png")
+    for roles, name in ((("--roles", "visible thermal"), "ir.png"), ((), "grey.png")):
+        code, _, err = fuse(*options, *roles, sources=pair)
+        shown = images.read(folder / "fused.png").pixels
+        assert code == 0 and ("first grey source" in err) == (not roles)
+        np.testing.assert_allclose(shown, painted(images.read(folder / name).pixels, "hot"), atol=0.6 / 255)
+
+
 def test_a_file_given_twice_is_said(fuse):
     _, _, err = fuse(sources=("ir.png", "vis.png", "ir.png"))
     assert err.count("ir.png is given twice") == 1
@@ -295,12 +335,14 @@ def test_how_to_give_a_file_whose_name_begins_with_a_dash(ddfm_, folder, monkeyp
     assert "./" not in complaint(ddfm_("fuse", "--absent", "vis.png", "-o", "f.png"))
 
 
-def test_an_anonymised_image_has_no_exif(fuse, folder):
+@pytest.mark.parametrize("sources", [("ir.png", "vis.jpg"), ("ir.jpg", "vis.png")])
+def test_the_exif_of_either_goes_to_the_result_unless_anonymised(fuse, folder, sources):
     exif = PIL.Image.Exif()
     exif[315] = "Jane Doe"
-    PIL.Image.open(folder / "vis.png").save(folder / "vis.jpg", exif=exif)
+    for name in ("ir", "vis"):
+        PIL.Image.open(folder / f"{name}.png").save(folder / f"{name}.jpg", exif=exif)
     for options, name in (((), "Jane Doe"), (("--anonymise", "--overwrite"), None)):
-        assert fuse(*options, sources=("ir.png", "vis.jpg"))[0] == 0
+        assert fuse(*options, sources=sources)[0] == 0
         assert PIL.Image.open(folder / "fused.png").getexif().get(315) == name
 
 

@@ -1,6 +1,7 @@
 """Codecs: files that other programs write, in every storage of TIFF, come out as what they show."""
 
 import io
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -127,11 +128,23 @@ def test_counts_of_a_narrow_range_are_scaled_for_fusion_and_said(tmp_path):
     assert not as_they_are.findings
 
 
-def test_a_dark_image_of_sixteen_bits_stays_dark(tmp_path):
-    dark = (grey(np.uint16) // 10).astype(np.uint16)
-    tifffile.imwrite(tmp_path / "a.tif", dark)
+@pytest.mark.parametrize("white", [4095, 16383])
+def test_counts_of_twelve_or_fourteen_bits_are_scaled_for_fusion_and_said(tmp_path, white):
+    """Taken as they are they would vanish beside another image."""
+    counts = np.rint(grey(np.float64) * white).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", counts)
     source = images.read_any(tmp_path / "a.tif")
-    assert source.pixels.max() <= 0.1 and not source.findings
+    assert source.pixels.max() == 1 and f"counts from {counts.min()} to {counts.max()}" in source.findings[0]
+    as_they_are = images.read_any(tmp_path / "a.tif", value_range=(0, 65535))
+    np.testing.assert_allclose(as_they_are.pixels, counts / 65535, atol=1e-6)
+    assert not as_they_are.findings
+
+
+def test_infinity_is_one_sentence_and_no_warning(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.where(grey(np.float32) < 0.1, np.inf, 20.0).astype(np.float32))
+    with warnings.catch_warnings(), pytest.raises(InputError, match="NaN or infinity"):
+        warnings.simplefilter("error")
+        images.read_any(tmp_path / "a.tif")
 
 
 def test_a_range_in_the_unit_of_the_file(tmp_path):

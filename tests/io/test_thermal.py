@@ -168,6 +168,8 @@ def test_beside_another_file_its_temperatures_are_read(tmp_path, camera, monkeyp
     path, other = jpeg(tmp_path / "a.jpg"), tmp_path / "b.png"
     PIL.Image.fromarray(np.full((30, 40, 3), (200, 100, 50), np.uint8)).save(other)
     assert Scene.read([path, other]).sources[0].unit == "°C"
+    ranged = Scene.read([path, other], value_range=(200, 300))  # for another file: not a reason to take the picture
+    assert ranged.sources[0].unit == "°C" and "was not applied" in " ".join(ranged.findings)
     monkeypatch.setitem(sys.modules, "flyr", None)
     scene = Scene.read([path, other], align="skip")
     assert scene.sources[0].unit == "" and "is taken instead of its temperatures" in scene.findings[0]

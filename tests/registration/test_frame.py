@@ -123,4 +123,4 @@ def test_what_is_asked_is_done():
     with pytest.raises(InputError, match=r"tiny.png and .*8x8"):
         to_frame([Image(scene(8, 8), path=Path("tiny.png")), large], 1)
     forced, _, (place, _) = parts(to_frame([Image(scene(40, 48)[::-1].copy()), large], 1, "force"))
-    assert forced[0].pixels.shape == (120, 160) and not place.confident
+    assert forced[0].pixels.shape == (120, 160) and not place.confident and "is used" in place.sentence

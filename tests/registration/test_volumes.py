@@ -175,6 +175,25 @@ def test_patients(tmp_path):
     assert any("another patient" in said for said in findings) and any("frame of reference" in s for s in findings)
 
 
+def test_a_series_of_which_low_values_are_bright_keeps_one_scale(tmp_path):
+    """Each slice was turned over about its own extremes, so that its neighbours shifted against it."""
+    at = grid((4, 16, 18), (2, 2, 3))
+    meant = np.arange(4)[:, None, None] * 100 + np.arange(16 * 18).reshape(16, 18)
+    folder = save_series(tmp_path / "mr", at, 1000 - meant, PhotometricInterpretation="MONOCHROME1")
+    image = images.read_any(folder)
+    np.testing.assert_allclose(image.pixels, (meant - meant.min()) / np.ptp(meant), atol=1e-6)
+
+
+@pytest.mark.parametrize(("keyword", "value"), [("PatientID", "p2"), ("Modality", "MR")])
+def test_slices_of_two_patients_or_scanners_are_no_series(tmp_path, keyword, value):
+    folder = save_series(tmp_path / "ct", grid((4, 16, 18), (2, 2, 3)))
+    one = pydicom.dcmread(folder / "IM002")
+    setattr(one, keyword, value)
+    one.save_as(folder / "IM002")
+    with pytest.raises(InputError, match=r"ct holds images of different (patients|kinds) in one series"):
+        images.read_any(folder)
+
+
 def test_far_apart_and_unplaced(tmp_path):
     near = save_nifti(tmp_path / "near.nii", FRAME)
     far = save_nifti(tmp_path / "far.nii", grid(FRAME.shape, FRAME.spacing, centre=(500, 0, 0)), phantom(FRAME))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 import torch
 from conftest import made_image
 from runs.folders import save_dicom
@@ -380,3 +381,11 @@ def test_a_range_is_for_the_files_that_have_its_unit(tmp_path):
     assert (scene.sources[0].low, scene.sources[0].high) == (7500, 8500)
     assert all(np.ptp(source.pixels) > 0.9 for source in scene.sources)
     assert [("photo" in said, "grey" in said) for said in scene.findings] == [(True, False), (False, True)]
+
+
+def test_a_range_beyond_which_most_of_a_file_lies_is_said(tmp_path):
+    """Of degrees, on 8 bits of a grey photo: it was black and white, in silence."""
+    images.write(tmp_path / "grey.png", np.random.default_rng(1).random((24, 24)))
+    tifffile.imwrite(tmp_path / "celsius.tif", np.linspace(15, 65, 24 * 24, dtype=np.float32).reshape(24, 24))
+    (said,) = Scene.read([tmp_path / "celsius.tif", tmp_path / "grey.png"], value_range=(20, 60)).findings
+    assert "grey.png has 8" in said and said.endswith("% of its pixels beyond 20 to 60, clipped.")

@@ -2,6 +2,7 @@
 
 import json as jsons
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -71,6 +72,8 @@ def fuse(
         scene.check_target(output, bits, settings.colour, anonymise)
         if palette:  # refused before the work
             scene.overlaid(scene.sources[0].pixels, palette, blend)
+            if settings.roles is None and sum(source.pixels.ndim == 2 for source in scene.sources) > 1:
+                scene.findings.append("The palette shows the first grey source; --roles says which is thermal.")
     for finding in scene.findings:
         note(finding)
     pipe = loading.pipeline(prior, device)
@@ -78,7 +81,7 @@ def fuse(
         note(f"{settings}, prior {prior} on {pipe.device}")
     fused = loading.run(pipe, scene, settings, "fusing")
     if palette:
-        fused = scene.overlaid(fused, palette, blend)
+        fused = scene.overlaid(fused, palette, blend, settings.roles)
     scene.write(output, fused, bits, anonymise)
     height, width = fused.shape[1:] if scene.is_volume else fused.shape[:2]
     size = [width, height, *([len(fused)] if scene.is_volume else [])]
@@ -121,12 +124,18 @@ def register(
     from ddfm.io.outputs import Outputs
     from ddfm.io.sources import read_source
     from ddfm.registration import frame_of, registered
+    from ddfm.runs.scene import Scene
 
     outputs = Outputs([moving, fixed], overwrite)
     for path in (save, write_aligned):
         if path is not None:
             check_writable(outputs.claim(path))
     if write_aligned is not None:
+        if images.is_medical(write_aligned):
+            raise InputError(
+                f"Cannot write {images.quoted(write_aligned)}: an image that was moved no longer lies where its header "
+                "says; use .png or .tif."
+            )
         images.check_target(write_aligned)
     pair = [read_source(path) for path in (moving, fixed)]  # as `fuse` reads them, so that the rig file's sizes agree
     if volume := next((image for image in pair if image.is_volume), None):
@@ -145,10 +154,10 @@ def register(
     said.append(f"The matrix from pixels (x, y, 1) of {target.path} to those of {source.path}:")
     said += ["  ".join(f"{value:12.6f}" for value in row) for row in found.matrix]
     if found.confident and save is not None:
-        found.save(save)
+        replace(found, frame=chosen).save(save)
         said.append(f"{save}: the calibration, for --rig{', without the local refinement' if dense else ''}")
     if found.confident and write_aligned is not None:
-        images.write(write_aligned, found.warp(source.pixels), 8 if source.bits == 8 else 16, source)
+        images.write(write_aligned, found.warp(source.pixels), Scene([source]).bits(write_aligned), source)
         said.append(f"{write_aligned}: {source.path} in the frame")
     if json:
         print(jsons.dumps(found.as_dict() | {"frame": str(target.path), "sentence": found.sentence}))

@@ -57,6 +57,9 @@ def decode_series(files: Sequence[tuple[str, bytes]], name: str) -> Volume:
             raise InputError(f"{name} holds images of different sizes; put one series in a folder of its own.")
         if int(dataset.get("NumberOfFrames") or 1) > 1:
             raise InputError(f"{name} holds several multi-frame images; give one of the files.")
+    for what, keyword in (("patients", "PatientID"), ("kinds", "Modality"), ("kinds", "PhotometricInterpretation")):
+        if len({str(dataset.get(keyword) or "") for dataset in datasets} - {""}) > 1:
+            raise InputError(f"{name} holds images of different {what} in one series; put those of one into a folder.")
     if len(datasets) * first.Rows * first.Columns > MAX_PIXELS:
         raise InputError(f"{name} has more than 2^28 voxels; cut it into smaller volumes.")
     findings: list[str] = []
@@ -187,9 +190,6 @@ def _values(dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         if keyword in dataset:
             del dataset[keyword]
     dataset.PixelData = b""
-    if dataset.PhotometricInterpretation == "MONOCHROME1":  # low values are bright
-        valid = values if void is None or void.all() else values[~void]
-        values = float(valid.max()) + float(valid.min()) - values.astype(np.float64)
     return values, void
 
 
@@ -224,6 +224,9 @@ def _rescaled(values: np.ndarray, dataset: Any) -> np.ndarray:
 def _volume(
     dataset: Any, values: np.ndarray, void: np.ndarray | None, grid: Any, findings: list[str], name: str
 ) -> Volume:
+    if dataset.PhotometricInterpretation == "MONOCHROME1":  # low values are bright, of a series by one map for all
+        valid = values if void is None or void.all() else values[~void]
+        values = float(valid.max()) + float(valid.min()) - values.astype(np.float64)
     modality = str(dataset.get("Modality") or "")
     if modality == "PT":
         factor, finding = standardised(dataset, name)

@@ -38,6 +38,7 @@ from ddfm.io.grid import Grid
 Range = tuple[float, float]
 COUNTS_SPAN = 0.25  # of the full scale: 14-bit counts in 16 bits
 PERCENTILES = (0.1, 99.9)  # of the robust normalisation: dead pixels fall outside, small hot targets inside
+MOST = 0.75  # of the pixels beyond a range that was asked for: it may be meant for another file, or be in another unit
 FULL_SCALE = {8: 255, 16: 65535}
 DEPTHS = {".png": (8, 16), ".tif": (8, 16, 32), ".tiff": (8, 16, 32), ".jpg": (8,), ".jpeg": (8,), ".bmp": (8,)}
 
@@ -104,11 +105,19 @@ class Image:
         return self.low + np.asarray(pixels, np.float64) * (self.high - self.low)
 
     def windowed(self, low: float, high: float) -> Image:
-        """The same image with other values, in the file's own unit, as 0 and 1. Raises InputError unless low < high."""
+        """The same image with other values, in the file's own unit, as 0 and 1; that most lie beyond is a finding.
+
+        Raises InputError unless low < high.
+        """
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise InputError(f"A range of values goes from a lower to a higher one, not from {low:g} to {high:g}.")
-        pixels = np.clip((self.restore(self.pixels) - low) / (high - low), 0, 1).astype(np.float32)
-        return replace(self, pixels=pixels, low=float(low), high=float(high))
+        values = (self.restore(self.pixels) - low) / (high - low)
+        beyond, findings = float(((values < 0) | (values > 1)).mean()), self.findings
+        if beyond > (MOST if self.bits > 8 else 0.01):  # 8 bits are seldom in the unit of a range
+            unit = f" {self.unit}".rstrip()
+            findings += (f"{self.name} has {beyond:.0%} of its pixels beyond {low:g} to {high:g}{unit}, clipped.",)
+        pixels = np.clip(values, 0, 1).astype(np.float32)
+        return replace(self, pixels=pixels, low=float(low), high=float(high), findings=findings)
 
 
 def read(path: str | os.PathLike[str], normalise: bool = False, value_range: Range | None = None) -> Image:
@@ -149,8 +158,8 @@ def read_any(
 
     window: of a CT, see `medical.read`; the range is then for what is not a CT. scale_counts: whether a sensor's
     raw counts are stretched as by `normalise`, which `Image.findings` says: floats and wide integers outside [0, 1],
-    and grey of more than 8 bits whose values span at most a quarter of the full scale and lie further above 0 than
-    that. Raises InputError.
+    and grey of more than 8 bits whose values end below a quarter of the full scale, or span at most as much and lie
+    further above 0 than that. Raises InputError.
     """
     name, normalise = quoted(path), normalise and value_range is None  # percentiles would clip within the range
     if os.path.isdir(path):
@@ -177,7 +186,7 @@ def read_any(
         if not scale_counts and np.isfinite([low := values.min(), high := values.max()]).all():
             raise InputError(f"{name} has values from {low:.4g} to {high:.4g}, not [0, 1]; read it normalised.")
         normalise = True
-        if values.min() < values.max():
+        if -math.inf < values.min() < values.max() < math.inf:
             findings.append(_scaled(values, name))
     pixels, low, high = to_unit(values, name, normalise, own_units, full)
     bits = {"uint8": 8, "uint16": 16}.get(values.dtype.name, 32)
@@ -210,12 +219,12 @@ def _ranged(image: Image, value_range: Range | None, window: Any) -> Image:
 
 
 def _are_counts(values: np.ndarray, full: float | None) -> bool:
-    """Whether grey values of more than 8 bits are a sensor's counts: a narrow span (one tone, if they were taken as
-    they are) far above 0. A dark image of 16 bits reaches down to 0 and is not one of them."""
+    """Whether grey values of more than 8 bits are a sensor's counts: 12 or 14 bits in a file of 16, or a span so narrow
+    and so far above 0 that it would be one tone."""
     if values.ndim != 2 or full is None or full <= 255:
         return False
     low, high = np.percentile(values, PERCENTILES)
-    return bool(0 < high - low <= min(full * COUNTS_SPAN, low))
+    return bool(0 < high - low and (values.max() <= full * COUNTS_SPAN or high - low <= min(full * COUNTS_SPAN, low)))
 
 
 def _translucent(name: str) -> str:

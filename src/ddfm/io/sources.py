@@ -24,6 +24,20 @@ def read_source(
 
     Arguments as of `images.read_any`, and InputError; the range is not for photos, nor where no value lies in it.
     """
+    said: tuple[str, ...] = ()
+    image = _read(path, normalise, value_range, window)
+    is_photo = image.bits == 8 and image.pixels.ndim == 3
+    if value_range and (is_photo or image.pixels.min() == image.pixels.max()):
+        low, high = value_range
+        why = "is a photo" if is_photo else "has no values in it"
+        said += (f"The range of {low:g} to {high:g} was not applied to {images.quoted(path)}, which {why}.",)
+        image = _read(path, normalise, None, window)
+    if image.pixels.min() == image.pixels.max():
+        said += (f"{images.quoted(path)} has the same value everywhere: it shows nothing.",)
+    return replace(image, findings=(*image.findings, *said))
+
+
+def _read(path: str | os.PathLike[str], normalise: bool, value_range: Range | None, window: Window | None) -> Image:
     unread: tuple[str, ...] = ()
     if not os.path.isdir(path) and thermal.is_radiometric(path):
         try:
@@ -31,12 +45,4 @@ def read_source(
         except InputError as error:
             unread = (f"The image in {images.quoted(path)} is taken instead of its temperatures: {error}",)
     image = images.read_any(path, normalise, value_range, window)
-    is_photo = image.bits == 8 and image.pixels.ndim == 3
-    if value_range and (is_photo or image.pixels.min() == image.pixels.max()):
-        low, high = value_range
-        why = "is a photo" if is_photo else "has no values in it"
-        unread += (f"The range of {low:g} to {high:g} was not applied to {images.quoted(path)}, which {why}.",)
-        image = images.read_any(path, normalise, None, window)
-    if image.pixels.min() == image.pixels.max():
-        unread += (f"{images.quoted(path)} has the same value everywhere: it shows nothing.",)
     return replace(image, findings=(*unread, *image.findings))

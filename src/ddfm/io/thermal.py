@@ -63,7 +63,8 @@ def read_sources(path: str | os.PathLike[str], value_range: Range | None = None)
     Real2IR. (That z enters was found, not documented: on a T640 at 1.6 registration gives a ratio of 2.17, and Real2IR
     / z is 2.19.)
 
-    Raises InputError: as `read_temperatures`, and where there is no photo in the file.
+    Raises InputError: as `read_temperatures`, where there is no photo in the file, and where no temperature lies in the
+    range.
     """
     name, thermogram = quoted(path), _unpacked(path)
     with one_sentence(name):
@@ -74,7 +75,12 @@ def read_sources(path: str | os.PathLike[str], value_range: Range | None = None)
     is_photo = photo.ndim == 3 and photo.shape[2] == 3 and photo.dtype == np.uint8
     if not (is_photo and np.isfinite(geometry).all() and 0.1 <= place.real_to_ir <= 10):
         raise InputError(f"{name} holds FLIR data that cannot be right; save or copy it again.")
-    heat = _temperatures(thermogram, path, value_range)
+    heat, celsius = _temperatures(thermogram, path, value_range), thermogram.celsius
+    if value_range is not None and (heat.low >= celsius.max() or heat.high <= celsius.min()):
+        raise InputError(
+            f"{name} holds temperatures from {celsius.min():.1f} to {celsius.max():.1f} °C, none of them between "
+            f"{heat.low:g} and {heat.high:g}; give another range."
+        )
     exif = read(path).exif
     zoom = _digital_zoom(exif)
     (height, width), (h, w) = photo.shape[:2], heat.pixels.shape
@@ -116,13 +122,7 @@ def _temperatures(thermogram: Any, path: str | os.PathLike[str], value_range: Ra
     pixels, coldest, hottest = to_unit(celsius, name, normalise=False, own_units=True)
     image = Image(pixels, 32, Path(path), coldest, hottest, unit="°C")
     if value_range is not None:
-        image = image.windowed(*value_range)
-        if image.low >= celsius.max() or image.high <= celsius.min():
-            raise InputError(
-                f"{name} holds temperatures from {celsius.min():.1f} to {celsius.max():.1f} °C, none of them between "
-                f"{image.low:g} and {image.high:g}; give another range."
-            )
-        return image
+        return image.windowed(*value_range)
     low, high = (float(value) for value in np.percentile(celsius, PERCENTILES))
     what = f"its {PERCENTILES[0]} to {PERCENTILES[1]} percentiles"
     own = _camera_scale(thermogram) or (low, high)

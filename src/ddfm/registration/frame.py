@@ -73,6 +73,8 @@ def to_frame(
     """
     if align is not None and align not in get_args(Align):
         raise InputError(f"Alignment is auto, dense, force or skip, not {align!r}.")
+    if rig is not None and rig.frame not in (None, frame) and rig.moving_shape == rig.fixed_shape:
+        rig = _turned(rig)
     target = sources[frame]
     found = [None if k == frame else _placed(source, target, align, rig) for k, source in enumerate(sources)]
     findings = [
@@ -107,8 +109,8 @@ def frame_of(sources: Sequence[Image], rig: Registration | None) -> int:
     """The index of the frame if none is asked for: the size of the rig's, else the sharpest. Raises InputError."""
     if rig is None:
         return sharpest(sources)
-    for k, source in enumerate(sources):
-        if source.pixels.shape[:2] == rig.fixed_shape:
+    for k in sorted(range(len(sources)), key=lambda k: k != rig.frame):
+        if sources[k].pixels.shape[:2] == rig.fixed_shape:
             return k
     height, width = rig.fixed_shape
     raise InputError(f"The rig file is for a frame of {width}x{height} pixels, which none of the sources has.")
@@ -120,7 +122,7 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     if rig is not None:
         sizes = (source.pixels.shape[:2], target.pixels.shape[:2])
         if sizes == (rig.fixed_shape, rig.moving_shape) and not same and rig.displacement is None:
-            rig = from_matrix(np.linalg.inv(rig.matrix), *sizes, rig.sentence)  # the other of the two is the frame
+            rig = _turned(rig)
         if sizes != (rig.moving_shape, rig.fixed_shape):
             raise InputError(
                 f"The rig file is not for {source.name} in the frame of {target.name}: it brings images of "
@@ -136,7 +138,12 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
             f"{source.name} and {target.name}: {found.sentence} Use --align=force to take what was found, --align=skip "
             "to take them as showing the same field of view, or a rig calibration."
         )
-    return found
+    return found if found.confident else replace(found, sentence=f"{found.sentence} What was found is used, as asked.")
+
+
+def _turned(rig: Registration) -> Registration:
+    """The same with the other of the two as the frame."""
+    return from_matrix(np.linalg.inv(rig.matrix), rig.fixed_shape, rig.moving_shape, rig.sentence)
 
 
 def registered(source: Image, target: Image, dense: bool = False, force: bool = False) -> Registration:

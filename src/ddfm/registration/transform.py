@@ -41,6 +41,8 @@ class Registration:
         sentence: What was found, for people.
         displacement: (H, W, 2) float32, what a local refinement adds to the matrix, in pixels of moving; None without.
         path: The rig file it was read from, if any.
+        frame: Which of the two is the frame, 0 or 1 in the order they were given: of one size, nothing else tells them
+            apart. None if unknown.
     """
 
     matrix: np.ndarray
@@ -52,6 +54,7 @@ class Registration:
     sentence: str = ""
     displacement: np.ndarray | None = None
     path: Path | None = None
+    frame: int | None = None
 
     @cached_property
     def map(self) -> np.ndarray:
@@ -131,9 +134,10 @@ class Registration:
         return np.rint(warped).astype(np.uint8) if moving.dtype == np.uint8 else warped
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: matrix, fixed_size and moving_size (width, height), residual_px, confident, local_px.
+        """For JSON: matrix, fixed_size and moving_size (width, height), residual_px, confident, local_px, frame.
 
-        local_px is the largest displacement of a local refinement, which is not written itself.
+        local_px is the largest displacement of a local refinement, which is not written itself; frame is left out if
+        unknown.
         """
         local = 0.0 if self.displacement is None else float(np.linalg.norm(self.displacement, axis=-1).max())
         return {
@@ -143,7 +147,7 @@ class Registration:
             "residual_px": float(self.residual_px),
             "confident": bool(self.confident),
             "local_px": local,
-        }
+        } | ({} if self.frame is None else {"frame": self.frame})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the rig calibration: JSON with the matrix and both sizes (a local refinement belongs to its scene).
@@ -223,7 +227,12 @@ def _parsed(rig: dict[str, Any], sentence: str) -> Registration:
         if not (isinstance(width, int) and isinstance(height, int) and 0 < width <= LARGEST and 0 < height <= LARGEST):
             raise ValueError("sizes")
         shapes.append((height, width))
-    return from_matrix(np.array(rig["matrix"], np.float64), shapes[0], shapes[1], sentence)
+    if rig.get("frame") not in (None, 0, 1):
+        raise ValueError("frame")
+    if shapes[0] == shapes[1]:
+        sentence += " Both have one size: the order in which they are given tells which is which."
+    found = from_matrix(np.array(rig["matrix"], np.float64), shapes[0], shapes[1], sentence)
+    return replace(found, frame=rig.get("frame"))
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -146,16 +146,20 @@ class Scene:
         result: np.ndarray = fusing.fuse_images(pipe, [self], generators, settings, progress)[0][0]
         return result
 
-    def overlaid(self, fused: np.ndarray, palette: str, blend: float = 0.5) -> np.ndarray:
+    def overlaid(
+        self, fused: np.ndarray, palette: str, blend: float = 0.5, roles: Sequence[str] | None = None
+    ) -> np.ndarray:
         """The fused image for display, (H, W, 3): the thermal source as a palette's colours over it, where it has data.
 
-        The thermal source is the first grey one. Raises InputError for volumes and where all are in colour.
+        The thermal source is the first grey one that `roles`, as of `FusionSettings`, call thermal, else the first grey
+        one. Raises InputError for volumes and where all are in colour.
         """
         if self.is_volume:
             raise InputError(f"A palette is for images: {self.sources[0].name} is a volume.")
-        if all(source.pixels.ndim == 3 for source in self.sources):
+        grey = [k for k, source in enumerate(self.sources) if source.pixels.ndim == 2]
+        if not grey:
             raise InputError("A palette needs a grey image among the sources; there is none.")
-        k = next(k for k, source in enumerate(self.sources) if source.pixels.ndim == 2)
+        k = next((k for k in grey if roles is not None and roles[k : k + 1] == ("thermal",)), grey[0])
         place = self.registrations[k] if self.registrations else None
         where = place.coverage if place is not None and place.fixed_shape == fused.shape[:2] else None
         return overlaid(fused, self.sources[k].pixels, palette, blend, where)
@@ -209,6 +213,8 @@ class Scene:
     ) -> None:
         """Write what `fuse` gave; the file is written atomically. Raises InputError.
 
+        An image gets the EXIF of the source that it is written like or, if that has none, of the first that has.
+
         anonymise: Remove what identifies the patient: from DICOM and NIfTI see `medical.write_volume`, else EXIF.
         """
         self._spare_sources(path)
@@ -220,7 +226,8 @@ class Scene:
             fused = fused if self.is_volume else fused[None]
             medical.write_volume(path, fused, like, self.sources, anonymise)
         else:
-            images.write(path, fused, self.bits(path, depth), replace(like, exif=None) if anonymise else like)
+            exif = None if anonymise else next((source.exif for source in (like, *self.sources) if source.exif), None)
+            images.write(path, fused, self.bits(path, depth), replace(like, exif=exif))
 
     def _spare_sources(self, path: str | os.PathLike[str]) -> None:
         Outputs([x.path for x in self.sources if x.path is not None], overwrite=True).claim(path)

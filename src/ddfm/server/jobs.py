@@ -99,7 +99,7 @@ class Job:
             return self.fused
         places = [place and replace(place) for place in self.scene.registrations]  # which keep the maps they make
         scene = replace(self.scene, registrations=places)
-        return scene.overlaid(self.fused, overlay.palette, overlay.blend)
+        return scene.overlaid(self.fused, overlay.palette, overlay.blend, self.settings.roles)
 
     def to_disk(self) -> None:
         """Put the pixels into its folder and map them: finished jobs take no memory."""
