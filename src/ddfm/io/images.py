@@ -224,7 +224,7 @@ def _are_counts(values: np.ndarray, full: float | None) -> bool:
     if values.ndim != 2 or full is None or full <= 255:
         return False
     low, high = np.percentile(values, PERCENTILES)
-    return bool(0 < high - low and (values.max() <= full * COUNTS_SPAN or high - low <= min(full * COUNTS_SPAN, low)))
+    return bool(high > low and (values.max() <= full * COUNTS_SPAN or high - low <= min(full * COUNTS_SPAN, low)))
 
 
 def _translucent(name: str) -> str:
