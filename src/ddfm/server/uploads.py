@@ -194,7 +194,7 @@ def _claimed(path: Path, name: str) -> int:
         return _claimed_dicom(path, name)
     with one_sentence(name):
         if path.name.endswith((".nii", ".nii.gz")):
-            return _claimed_nifti(path)
+            return _claimed_nifti(path, name)
         if head.startswith(TIFF_MAGIC):
             with tifffile.TiffFile(path) as tiff:
                 page = tiff.pages.first
@@ -234,16 +234,15 @@ def _claimed_inside(path: Path) -> int:
     return largest
 
 
-def _claimed_nifti(path: Path) -> int:
+def _claimed_nifti(path: Path, name: str) -> int:
     import gzip
 
-    import nibabel
+    from ddfm.io.nifti import read_header
 
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else open(path, "rb") as file:
-        header: Any = nibabel.Nifti1Header
-        return math.prod(header.from_fileobj(io.BytesIO(file.read(352))).get_data_shape())
+        return math.prod(read_header(file.read(540), name).get_data_shape())
 
 
 def _claimed_dicom(path: Path, name: str) -> int:
