@@ -18,7 +18,7 @@ import numpy as np
 from ddfm.runs.scene import Scene
 from ddfm.server.fields import PLAIN, Overlay
 from ddfm.server.limits import Limits
-from ddfm.server.problems import Problem, problem_of
+from ddfm.server.problems import DISK_FULL, Problem, problem_of
 from ddfm.server.schemas import Metric
 from ddfm.server.telemetry import Telemetry
 from ddfm.server.uploads import Upload
@@ -87,6 +87,13 @@ class Job:
     def remove(self) -> None:
         """Remove its temporary files; maps of them stay valid for whoever is reading them."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def empty(self) -> None:
+        """Give back the memory of the pixels, which nobody asks for where there is no result; their shapes stay."""
+        nothing = np.float32(0)
+        sources = [replace(s, pixels=np.broadcast_to(nothing, s.pixels.shape)) for s in self.scene.sources]
+        self.scene = replace(self.scene, sources=sources, registrations=[None] * len(sources), framed=None)
+        self.fused = self.std = None
 
     def shown(self, overlay: Overlay | None = None) -> np.ndarray:
         """The result with an overlay, by default its own: float32 [0, 1] (H, W), (H, W, 3) or (S, H, W).
@@ -217,20 +224,21 @@ class Queue:
             try:
                 job.to_disk()
             except OSError:
-                error = Problem(503, "The server's disk is full; send the request again later.")
+                error = Problem(503, DISK_FULL)
         with self._changed:
             self._running.remove(job)
             if job.cancelled:
                 self._end(job, "cancelled", (409, "The job was cancelled."))
             elif error is not None:
                 status, sentence = problem_of(error)
+                job.empty()
                 self._end(job, "failed", (status, job.upload.in_words(sentence)))
             else:
                 self._end(job, "done", None)
                 self._seconds += 0.2 * (job.ended - job.started - self._seconds)
-            forgotten = job.keep and job.id not in self._jobs
+            useless = job.keep and (job.state != "done" or job.id not in self._jobs)
             self._tell()
-        if forgotten:
+        if useless:
             job.remove()
 
     # ---- for the server
