@@ -1,5 +1,6 @@
 """The HTTP API against the real application: what it refuses, and what it leaves behind."""
 
+import asyncio
 import errno
 import io
 import random
@@ -44,6 +45,14 @@ def test_a_stopping_server_finishes_what_runs_and_refuses_the_rest(client, gate)
     gate.set()
     wait_for(client, running, "done")
     assert client.get(f"/v1/jobs/{running}/result").status_code == 200
+
+
+def test_a_request_that_a_stopping_server_cuts_off_is_told_so(client, monkeypatch):
+    async def cut_off(*_, **__):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(client.app.state.service, "submit", cut_off)
+    assert "is stopping" in problem(client.post("/v1/jobs", files=FORM), 503)
 
 
 def test_a_job_that_takes_too_long_is_stopped(tiny_prior, gate):

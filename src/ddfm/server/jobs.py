@@ -89,7 +89,8 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def empty(self) -> None:
-        """Give back the memory of the pixels, which nobody asks for where there is no result; their shapes stay."""
+        """Remove its files and its pixels, which nobody asks for where there is no result; their shapes stay."""
+        self.remove()
         nothing = np.float32(0)
         sources = [replace(s, pixels=np.broadcast_to(nothing, s.pixels.shape)) for s in self.scene.sources]
         self.scene = replace(self.scene, sources=sources, registrations=[None] * len(sources), framed=None)
@@ -225,20 +226,21 @@ class Queue:
                 job.to_disk()
             except OSError:
                 error = Problem(503, DISK_FULL)
+        if error is not None:
+            job.empty()
         with self._changed:
             self._running.remove(job)
             if job.cancelled:
                 self._end(job, "cancelled", (409, "The job was cancelled."))
             elif error is not None:
                 status, sentence = problem_of(error)
-                job.empty()
                 self._end(job, "failed", (status, job.upload.in_words(sentence)))
             else:
                 self._end(job, "done", None)
                 self._seconds += 0.2 * (job.ended - job.started - self._seconds)
-            useless = job.keep and (job.state != "done" or job.id not in self._jobs)
+            forgotten = job.keep and job.id not in self._jobs
             self._tell()
-        if useless:
+        if forgotten:
             job.remove()
 
     # ---- for the server
