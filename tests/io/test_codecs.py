@@ -208,3 +208,19 @@ def test_a_sparse_file_of_gigabytes_is_refused_at_once(tmp_path):
         file.truncate(2**32)
     with pytest.raises(InputError, match="larger than"):
         images.read(tmp_path / "a.png")
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_at_once(tmp_path):
+    """Each costs a pass over all pixels and a few bytes: 100 KiB would take the decoder minutes."""
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (64, 48)).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert images.read(tmp_path / "a.jpg").pixels.shape == (48, 64)
+    many = data[:-2] + 200 * data[data.rindex(b"\xff\xda") : -2] + data[-2:]
+    (tmp_path / "a.jpg").write_bytes(many)
+    with pytest.raises(InputError, match="more than 100 scans"):
+        images.read(tmp_path / "a.jpg")
+    tifffile.imwrite(tmp_path / "a.tif", iter([many]), shape=(48, 64), dtype=np.uint8, rowsperstrip=48, compression=7)
+    with pytest.raises(InputError, match="more than 100 scans"):
+        images.read(tmp_path / "a.tif")

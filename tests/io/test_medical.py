@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -214,6 +215,20 @@ def test_values_beyond_all_units_are_refused(tmp_path):
     nibabel.save(nibabel.Nifti1Image(values, AFFINE), tmp_path / "a.nii")
     with pytest.raises(InputError, match=r"1e\+200"):
         images.read_any(tmp_path / "a.nii")
+
+
+def test_an_extension_of_a_nifti_is_not_unpacked(tmp_path):
+    """Its header may claim gigabytes of it, which zeros pack into a thousandth."""
+    image = nibabel.Nifti1Image(VOXELS, AFFINE)
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension(4, bytes(2**27)))
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(image.to_bytes(), 1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="begin at byte"):
+            images.read_any(tmp_path / "a.nii.gz")
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
 
 
 def test_nifti_2_and_names_of_two_lines(tmp_path):

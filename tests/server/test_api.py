@@ -112,6 +112,16 @@ def test_volumes_go_in_and_out_as_nifti(client):
     problem(client.post("/v1/jobs", files=files, data={"palette": "hot"}), 422)
 
 
+def test_nifti_with_extensions_and_nifti_2_are_taken(client):
+    nibabel = pytest.importorskip("nibabel", reason="needs ddfm[medical]")
+    extended, second = (
+        kind(np.arange(1440.0).reshape(24, 20, 3), np.eye(4)) for kind in (nibabel.Nifti1Image, nibabel.Nifti2Image)
+    )
+    extended.header.extensions.append(nibabel.nifti1.Nifti1Extension(4, bytes(100)))
+    files = sources(extended.to_bytes(), second.to_bytes(), names=("mri.nii", "pet.nii"))
+    assert client.post("/v1/fuse", files=files).status_code == 200
+
+
 def test_a_worker_for_each_device(tiny_prior, gate):
     with TestClient(create_app([tiny_prior, tiny_prior]), base_url=BASE) as client:
         jobs = [client.post("/v1/jobs", files=FORM).json()["id"] for _ in range(2)]

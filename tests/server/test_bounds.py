@@ -1,5 +1,7 @@
 """The HTTP API against the real application: what it refuses, and what it leaves behind."""
 
+import asyncio
+import errno
 import io
 import random
 import time
@@ -43,6 +45,14 @@ def test_a_stopping_server_finishes_what_runs_and_refuses_the_rest(client, gate)
     gate.set()
     wait_for(client, running, "done")
     assert client.get(f"/v1/jobs/{running}/result").status_code == 200
+
+
+def test_a_request_that_a_stopping_server_cuts_off_is_told_so(client, monkeypatch):
+    async def cut_off(*_, **__):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(client.app.state.service, "submit", cut_off)
+    assert "is stopping" in problem(client.post("/v1/jobs", files=FORM), 503)
 
 
 def test_a_job_that_takes_too_long_is_stopped(tiny_prior, gate):
@@ -106,6 +116,14 @@ def test_what_is_no_form(client):
     problem(client.put("/v1/fuse"), 405)
 
 
+def test_half_a_character_is_answered_in_a_sentence(client):
+    """UTF-7 and its like may spell surrogates, which no JSON can hold."""
+    body = b'--b\r\nContent-Disposition: form-data; name="sources"; filename="a.png"\r\n\r\n' + png() + b"\r\n"
+    body += b'--b\r\nContent-Disposition: form-data; name="frame"\r\n\r\n+2AA-\r\n--b--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=b; charset=utf-7"}
+    assert "frame is auto" in problem(client.post("/v1/fuse", content=body, headers=kind), 422)
+
+
 def _malformed(client, requests):
     rng = random.Random(0)
     body = client.build_request("POST", "/v1/fuse", files=FORM)
@@ -153,6 +171,9 @@ def test_pages_of_an_origin_that_was_asked_for(tiny_prior):
         answer = client.get("/v1/about", headers=origin | {"Authorization": "Bearer secret"})
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == origin["Origin"]
         problem(client.get("/v1/about", headers={"Origin": "https://example.com"}), 403)
+        refused = client.get("/v1/about", headers=origin)
+        problem(refused, 401)
+        assert refused.headers["access-control-allow-origin"] == origin["Origin"]  # so that the page can ask for it
 
 
 def test_a_port_that_is_taken_is_said():
@@ -203,3 +224,40 @@ def test_nothing_stays_behind(tiny_prior):
         service.queue.expire()
         assert len(list(folder.iterdir())) == 2
     assert not folder.exists()
+
+
+def test_a_result_forgotten_while_it_is_made_into_a_file_is_still_given(client, monkeypatch):
+    job = wait_for(client, client.post("/v1/jobs", files=FORM).json()["id"], "done")["id"]
+    found = client.app.state.service.queue.find(job)
+    monkeypatch.setattr(client.app.state.service.queue, "find", lambda _: found)
+    found.remove()
+    assert client.get(f"/v1/jobs/{job}/result").content.startswith(b"\x89PNG")
+
+
+def test_an_image_has_one_slice(client):
+    job = wait_for(client, client.post("/v1/jobs", files=FORM).json()["id"], "done")["id"]
+    for what in ("layers/fused", "metrics"):
+        assert client.get(f"/v1/jobs/{job}/{what}?slice=0").status_code == 200
+        assert "slices 0 to 0, not 7" in problem(client.get(f"/v1/jobs/{job}/{what}?slice=7"), 404)
+
+
+def test_a_failed_job_takes_neither_disk_nor_memory(client):
+    job = wait_for(client, client.post("/v1/jobs", files=FORM, data={"roles": "thermal"}).json()["id"], "failed")
+    service = client.app.state.service
+    assert (job["width"], job["height"]) == (46, 33) and not list(service._folder.iterdir())
+    assert not any(any(source.pixels.strides) for source in service.queue.find(job["id"]).scene.sources)
+
+
+@pytest.mark.parametrize("at", ["ddfm.server.uploads._save", "ddfm.io.files.os.replace", "ddfm.server.jobs.np.save"])
+def test_a_full_disk_is_said(tiny_prior, monkeypatch, at):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(at, full)
+    with TestClient(create_app(tiny_prior), base_url=BASE, raise_server_exceptions=False) as client:
+        if at.endswith("np.save"):
+            job = client.post("/v1/jobs", files=FORM).json()["id"]
+            assert "disk is full" in wait_for(client, job, "failed")["problem"]["detail"]
+        else:
+            assert "disk is full" in problem(client.post("/v1/fuse", files=FORM), 503)
+        assert not list(client.app.state.service._folder.iterdir())

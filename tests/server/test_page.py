@@ -168,7 +168,8 @@ def test_progress_survives_a_lost_connection(page):
     assert lost and page.is_hidden("#error")
 
 
-def test_cancel(page, monkeypatch):
+@pytest.mark.parametrize("leave", [lambda page: page.click("#cancel"), lambda page: page.reload()])
+def test_cancel(page, monkeypatch, leave):
     ended = threading.Event()
 
     def slow(pipe, scenes, settings, progress):
@@ -183,9 +184,67 @@ def test_cancel(page, monkeypatch):
     give(page, (40, 50), (40, 50))
     page.click("#fuse")
     sync_api.expect(page.locator("#doing")).to_contain_text("Fusing")
-    page.click("#cancel")
+    leave(page)
     assert ended.wait(3)
-    page.wait_for_selector("#fuse:not([hidden])")
+    sync_api.expect(page.locator("#running")).to_be_hidden()
+
+
+def delay(page, part):
+    """Requests whose address has this part are sent half a second later."""
+    page.evaluate(
+        """(part) => {
+            const { fetch } = window;
+            window.fetch = async (address, options) => {
+                const late = `${options?.method} ${address}`.includes(part);
+                await new Promise((resolve) => setTimeout(resolve, late ? 500 : 0));
+                return fetch(address, options);
+            };
+        }""",
+        part,
+    )
+
+
+def test_the_result_of_other_images_is_not_shown(page):
+    give(page, (40, 50), (40, 50))
+    delay(page, "POST /v1/jobs")
+    page.click("#fuse")
+    give(page, (40, 50))  # a third one, while the two are sent
+    sync_api.expect(page.locator("#list img")).to_have_count(3)
+    page.wait_for_timeout(1500)
+    assert page.is_hidden("#have") and page.inner_text("#said") == ""
+
+
+def test_the_last_palette_is_shown(page):
+    give(page, (40, 50), (40, 50))
+    fuse(page)
+    delay(page, "palette=hot")
+    page.click("#tuning summary >> nth=0")
+    for palette in ("hot", "ironbow"):
+        page.select_option("#set-palette", palette)
+    page.wait_for_timeout(1500)
+    sync_api.expect(page.locator("#stage .tag")).to_have_text("Fused, ironbow")
+
+
+def test_a_result_that_is_gone_cannot_be_looked_at(page):
+    give(page, (40, 50), (40, 50))
+    fuse(page)
+    page.set_input_files("#file", {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
+    sync_api.expect(page.locator("#error")).to_contain_text("notes.txt is not an image")
+    assert page.locator("#stage .pane").count() == 2 and not page.locator("#modes input[value=result]").count()
+
+
+def test_an_example_clicked_twice_is_loaded_once(page):
+    page.dblclick("#examples button >> nth=0")
+    page.wait_for_selector("#list img")
+    page.wait_for_timeout(500)
+    assert page.locator("#list li").count() == 2
+
+
+def test_enter_in_a_setting_fuses(page):
+    give(page, (40, 50), (40, 50))
+    page.click("text=Advanced")
+    page.press("#set-seed", "Enter")
+    page.wait_for_selector("#metrics:not([hidden])")
 
 
 def test_the_token_is_asked_for(browser, serving, tiny_prior):

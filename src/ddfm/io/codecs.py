@@ -34,6 +34,7 @@ MAX_PACKED = 2**28  # bytes of a file that is read whole before it is decoded, w
 MAX_VALUES = 2**22  # of a TIFF tag, such as the offsets of its strips
 # Flat images pack well (deflate: 1032 bytes into one), but a larger claim than this is a bomb or a stump.
 MAX_PIXELS_A_BYTE = 10_000
+MAX_SCANS = 100  # of a JPEG: progressive ones have about ten, and each, a few bytes long, passes over all pixels
 
 # Opened by class, not by PIL.Image.open: no guessing among forty formats, and the size limit is ours instead of a
 # global of Pillow's.
@@ -48,6 +49,7 @@ _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # none, three of fax, LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard: what decodes into a given size
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000)
+_JPEG_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3]..[\x08\x0c](..)(..)", re.DOTALL)
 # Description, make, model, software, date, artist and copyright of a TIFF, and its EXIF and GPS directories.
 _TEXT_TAGS, _IFD_TAGS = (270, 271, 272, 305, 306, 315, 33432), (0x8769, 0x8825)
@@ -131,6 +133,12 @@ def _check_size(size: tuple[int, int], length: int, name: str) -> None:
         raise InputError(f"{name} claims {width}x{height} pixels in {length} bytes; save or copy it again.")
 
 
+def check_scans(data: bytes, name: str, images: int = 1) -> None:
+    """Raise InputError where the bytes of so many JPEG images hold more scans than anybody writes."""
+    if len(_JPEG_SCAN.findall(data)) > MAX_SCANS * images:
+        raise InputError(f"{name} is a JPEG of more than {MAX_SCANS} scans; save it again.")
+
+
 # ---- all but TIFF
 
 
@@ -142,6 +150,8 @@ def _decode(data: bytes, name: str) -> Decoded:
     _check_size(image.size, len(data), name)
     if getattr(image, "n_frames", 1) > 1:
         raise InputError(f"{name} is animated; save one of its frames as an image.")
+    if opener is JpegImagePlugin.JpegImageFile:
+        check_scans(data, name)
     if opener is PngImagePlugin.PngImageFile and data[24] == 16:
         return _finished(imagecodecs.png_decode(data), 65535, **_about(image))
     return _from_pil(image, name)
@@ -263,7 +273,8 @@ def _tiff_values(page: Any, file: BinaryIO, name: str) -> tuple[np.ndarray, floa
         room = 4 * max(2**16, page.imagewidth * page.imagelength)
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             file.seek(offset)
-            for height, width in _JPEG_SIZE.findall(file.read(count)):
+            check_scans(strip := file.read(count), name)
+            for height, width in _JPEG_SIZE.findall(strip):
                 if int.from_bytes(height, "big") * int.from_bytes(width, "big") > room:
                     raise _damaged(name)
     values = page.asarray(maxworkers=1)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ddfm.errors import InputError
-from ddfm.io.codecs import MAX_PIXELS, one_sentence
+from ddfm.io.codecs import MAX_PIXELS, check_scans, one_sentence
 from ddfm.io.dicom_geometry import Frames, arranged, frames_of
 from ddfm.io.files import open_file, quoted
 from ddfm.io.suv import standardised
@@ -121,6 +121,8 @@ def check(dataset: Any, name: str) -> None:
     if kind not in ("MONOCHROME1", "MONOCHROME2"):
         raise InputError(f"{name} is not monochrome but {kind}; save it as a monochrome DICOM or as PNG.")
     _check_decoder(dataset.file_meta.TransferSyntaxUID, name)
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        check_scans(dataset.PixelData, name, frames)
 
 
 def patient(dataset: Any) -> str:

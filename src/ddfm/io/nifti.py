@@ -28,14 +28,9 @@ IDENTIFYING = ("descrip", "aux_file", "db_name", "intent_name")  # free text
 
 def decode(data: bytes, name: str) -> Volume:
     """The bytes of a NIfTI file. Raises InputError, and whatever nibabel does on a damaged one."""
-    import nibabel
-
     packed = data.startswith(b"\x1f\x8b")
     unpacked: Any = gzip.GzipFile(fileobj=io.BytesIO(data)) if packed else io.BytesIO(data)
-    start = unpacked.read(540)
-    kind = _kind(start, name)
-    unpacked.seek(0)
-    header = (nibabel.Nifti1Header if kind == 1 else nibabel.Nifti2Header).from_fileobj(unpacked, check=False)  # type: ignore[no-untyped-call]
+    header = read_header(unpacked.read(540), name)
     shape = header.get_data_shape()
     _check_size(shape, name)
     dtype = header.get_data_dtype()
@@ -54,6 +49,15 @@ def decode(data: bytes, name: str) -> Volume:
     findings: list[str] = []
     grid = _grid(header, values.shape, name, findings)
     return Volume(np.ascontiguousarray(values.transpose(2, 1, 0)), header, grid, findings)
+
+
+def read_header(start: bytes, name: str) -> Any:
+    """nibabel's header of a file that starts with these 540 bytes or fewer, without extensions. Raises InputError."""
+    import nibabel
+
+    if _kind(start, name) == 1:
+        return nibabel.Nifti1Header(start[:348], check=False)  # type: ignore[no-untyped-call]
+    return nibabel.Nifti2Header(start, check=False)  # type: ignore[no-untyped-call]
 
 
 def encode(name: str, steps: np.ndarray, slope: float, like: Image, compress: bool, anonymise: bool) -> bytes:

@@ -13,7 +13,7 @@ import PIL.Image
 
 from ddfm.colour import luma
 from ddfm.errors import InputError
-from ddfm.io.codecs import one_sentence
+from ddfm.io.codecs import check_scans, one_sentence
 from ddfm.io.files import open_file, quoted
 from ddfm.io.images import PERCENTILES, Image, Range, read, to_unit
 
@@ -104,6 +104,8 @@ def _unpacked(path: str | os.PathLike[str]) -> Any:
     except ImportError as error:
         raise InputError("Radiometric JPEG files need the package flyr: pip install 'ddfm[thermal]'.") from error
     with open_file(path, LARGEST) as file, one_sentence(name):
+        check_scans(file.read(), name)
+        file.seek(0)
         try:
             thermogram: Any = flyr.unpack(file)
             celsius = thermogram.celsius

@@ -80,7 +80,8 @@ def create_app(
     _add_health(app, service)
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
     app.get("/", include_in_schema=False)(_page)
-    if origins:
+    app.add_middleware(Guards, telemetry=service.telemetry, token=token, origins=origins, hosts=hosts)
+    if origins:  # around the guards, whose refusals a page of these origins may read too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(origins),
@@ -88,7 +89,6 @@ def create_app(
             allow_headers=["Authorization"],
             expose_headers=["Location", "Retry-After", "DDFM-Findings"],
         )
-    app.add_middleware(Guards, telemetry=service.telemetry, token=token, origins=origins, hosts=hosts)
     _document(app, token)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -43,7 +44,7 @@ class Guards:
         """One request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        status = 500
+        status: int | None = None
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -58,10 +59,14 @@ class Guards:
         try:
             refused = self._refused(scope)
             await (refused or self.app)(scope, receive, counted)
+        except asyncio.CancelledError:  # by a server that stops, of what takes too long to end by itself
+            if status is not None:
+                raise
+            await problem_response(503, EXAMPLES[503])(scope, receive, counted)
         finally:
             route: Any = scope.get("route")
             method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "DELETE", "OPTIONS") else "other"
-            self.telemetry.requests.labels(method, getattr(route, "path", "other"), status).inc()
+            self.telemetry.requests.labels(method, getattr(route, "path", "other"), status or 500).inc()
 
     def _refused(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)

@@ -18,7 +18,7 @@ import numpy as np
 from ddfm.runs.scene import Scene
 from ddfm.server.fields import PLAIN, Overlay
 from ddfm.server.limits import Limits
-from ddfm.server.problems import Problem, problem_of
+from ddfm.server.problems import DISK_FULL, Problem, problem_of
 from ddfm.server.schemas import Metric
 from ddfm.server.telemetry import Telemetry
 from ddfm.server.uploads import Upload
@@ -87,6 +87,14 @@ class Job:
     def remove(self) -> None:
         """Remove its temporary files; maps of them stay valid for whoever is reading them."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def empty(self) -> None:
+        """Remove its files and its pixels, which nobody asks for where there is no result; their shapes stay."""
+        self.remove()
+        nothing = np.float32(0)
+        sources = [replace(s, pixels=np.broadcast_to(nothing, s.pixels.shape)) for s in self.scene.sources]
+        self.scene = replace(self.scene, sources=sources, registrations=[None] * len(sources), framed=None)
+        self.fused = self.std = None
 
     def shown(self, overlay: Overlay | None = None) -> np.ndarray:
         """The result with an overlay, by default its own: float32 [0, 1] (H, W), (H, W, 3) or (S, H, W).
@@ -217,7 +225,9 @@ class Queue:
             try:
                 job.to_disk()
             except OSError:
-                error = Problem(503, "The server's disk is full; send the request again later.")
+                error = Problem(503, DISK_FULL)
+        if error is not None:
+            job.empty()
         with self._changed:
             self._running.remove(job)
             if job.cancelled:

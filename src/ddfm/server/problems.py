@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import errno
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from ddfm.errors import InputError, out_of_memory
 
 MEDIA_TYPE = "application/problem+json"
-_log = logging.getLogger(__name__)
+DISK_FULL = "The server's disk is full; send the request again later."
 
 
 class Problem(InputError):
@@ -31,9 +31,16 @@ def problem_of(error: Exception) -> tuple[int, str]:
         return error.status, error.detail
     if isinstance(error, InputError):
         return 422, str(error)
+    if is_disk_full(error):
+        return 503, DISK_FULL
     if out_of_memory(error):
         return 503, "The images do not fit into the server's memory; send smaller ones."
-    return 500, "The server failed on this job; its log has the reason."
+    return 500, EXAMPLES[500]
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether there was no room for a file."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def problem_response(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -43,6 +50,7 @@ def problem_response(status: int, detail: str, headers: dict[str, str] | None = 
 
 def problem_body(status: int, detail: str) -> dict[str, Any]:
     """The members of a problem."""
+    detail = detail.encode(errors="backslashreplace").decode()  # a form may hold half a character
     return {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
 
 
@@ -110,4 +118,4 @@ def _http(request: Request, error: Any) -> JSONResponse:
 
 
 def _bug(request: Request, error: Exception) -> JSONResponse:
-    return problem_response(500, EXAMPLES[500])
+    return problem_response(*problem_of(error))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -136,13 +135,14 @@ class Service:
         check_done(job)
         overlay = overlay or job.overlay
         kind = negotiate(accept, job.scene, job.settings.colour, overlay.palette)
-        path = job.folder / f"result-{secrets.token_hex(8)}{FORMATS[kind]}"
+        folder = self._new_folder()  # not the job's, which may be forgotten meanwhile
+        path = folder / f"result{FORMATS[kind]}"
         try:
             with job.upload.named():
                 job.scene.write(path, job.shown(overlay))
             data = path.read_bytes()
         finally:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         job.fetched = True
         return data, kind
 

@@ -28,7 +28,7 @@ from ddfm.io.codecs import OPENERS, TIFF_MAGIC, one_sentence
 from ddfm.io.pairing import stem
 from ddfm.io.thermal import is_radiometric
 from ddfm.server.limits import Limits
-from ddfm.server.problems import Problem
+from ddfm.server.problems import DISK_FULL, Problem, is_disk_full
 
 _LONGEST_NAME, _FIELDS, _FIELD_BYTES = 80, 64, 4096
 _EMBEDDED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how the images inside a radiometric JPEG begin
@@ -62,6 +62,8 @@ class Upload:
         except Problem:
             raise
         except InputError as error:
+            if is_disk_full(error.__cause__):
+                raise Problem(503, DISK_FULL) from error
             raise InputError(self.in_words(str(error))) from error
 
     def in_words(self, sentence: str) -> str:
@@ -140,7 +142,7 @@ async def _parse(request: Request, limits: Limits) -> list[tuple[str, str | Uplo
         items = (await parser.parse()).multi_items()
     except MultiPartException as error:
         raise Problem(400, f"{error.message.rstrip('.')}.") from error
-    except (Problem, TimeoutError):
+    except (Problem, OSError):  # too slow, or the disk is full
         raise
     except Exception as error:  # the parser trusts its input in places: KeyError, AssertionError, UnicodeError ...
         raise Problem(400, "The form is not valid multipart/form-data; send it again.") from error
@@ -194,7 +196,7 @@ def _claimed(path: Path, name: str) -> int:
         return _claimed_dicom(path, name)
     with one_sentence(name):
         if path.name.endswith((".nii", ".nii.gz")):
-            return _claimed_nifti(path)
+            return _claimed_nifti(path, name)
         if head.startswith(TIFF_MAGIC):
             with tifffile.TiffFile(path) as tiff:
                 page = tiff.pages.first
@@ -234,16 +236,15 @@ def _claimed_inside(path: Path) -> int:
     return largest
 
 
-def _claimed_nifti(path: Path) -> int:
+def _claimed_nifti(path: Path, name: str) -> int:
     import gzip
 
-    import nibabel
+    from ddfm.io.nifti import read_header
 
     with open(path, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(path) if packed else open(path, "rb") as file:
-        header: Any = nibabel.Nifti1Header
-        return math.prod(header.from_fileobj(io.BytesIO(file.read(352))).get_data_shape())
+        return math.prod(read_header(file.read(540), name).get_data_shape())
 
 
 def _claimed_dicom(path: Path, name: str) -> int:

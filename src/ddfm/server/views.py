@@ -50,7 +50,7 @@ def layer(job: Job, name: str, number: int, overlay: Overlay | None = None) -> b
     if pixels is None:
         raise Problem(404, f"This job has no layer {name[:40]!r}; it has {', '.join(_layers(job))}.")
     pixels = job.shown(overlay) if name == "fused" else pixels
-    pixels = _slice(pixels, number) if job.scene.is_volume else pixels
+    pixels = _slice(job, pixels, number)
     if name == "uncertainty":
         pixels = pixels / max(float(pixels.max()), 1e-12)
     return png(pixels)
@@ -67,9 +67,7 @@ def metrics(job: Job, number: int, limits: Limits) -> list[Metric]:
     if height * width > limits.measured_pixels:
         at_most = f"{limits.measured_pixels:,}"
         raise Problem(413, f"The result has {height * width:,} pixels; those of up to {at_most} are measured.")
-    if job.scene.is_volume:
-        images = [_slice(image, number) for image in images]
-    fused, *sources = (luma(image) for image in images)
+    fused, *sources = (luma(_slice(job, image, number)) for image in images)
     values, plain = (_measured(image, sources) for image in (fused, average(sources)))
     return [
         Metric(
@@ -106,8 +104,9 @@ def _layers(job: Job) -> dict[str, np.ndarray]:
     return layers
 
 
-def _slice(volume: np.ndarray, number: int) -> np.ndarray:
+def _slice(job: Job, pixels: np.ndarray, number: int) -> np.ndarray:
+    volume = pixels if job.scene.is_volume else pixels[None]
     if not 0 <= number < len(volume):
-        raise Problem(404, f"The volume has slices 0 to {len(volume) - 1}, not {number}.")
+        raise Problem(404, f"The result has slices 0 to {len(volume) - 1}, not {number}.")
     image: np.ndarray = volume[number]
     return image

@@ -3,7 +3,7 @@ import { Viewer, element } from "/static/viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const viewer = new Viewer($("stage"), () => { $("scale").value = `${Math.round(100 * viewer.scale)} %`; $("position").value = 100 * viewer.position; });
-let about, files = [], job = null, asked = 0, stopped = false;
+let about, files = [], job = null, asked = 0, run = 0, painted = 0; // what runs and what is painted is the last of them
 
 const headers = () => (sessionStorage.token ? { Authorization: `Bearer ${sessionStorage.token}` } : {});
 
@@ -184,9 +184,13 @@ async function choose(mode) {
 // ---- fusing
 
 function reset() {
-  if (job) call(`/v1/jobs/${job.id}`, { method: "DELETE" }).catch(() => {});
+  run++;
+  painted++;
+  if (job) call(`/v1/jobs/${job.id}`, { method: "DELETE", keepalive: true }).catch(() => {});
   job = null;
+  const shown = viewer.fused;
   viewer.fused = viewer.uncertainty = null;
+  if (shown) setMode("sides");
   for (const id of ["have", "metrics", "running", "slice-row"]) $(id).hidden = true;
   $("table").replaceChildren();
   $("fuse").hidden = false;
@@ -196,7 +200,7 @@ function reset() {
 
 async function fuse() {
   reset();
-  stopped = false;
+  const mine = run;
   say("");
   const data = form();
   for (const [setting, text] of chosen()) data.append(setting.name, text);
@@ -211,24 +215,28 @@ async function fuse() {
   const clock = setInterval(tick, 1000);
   try {
     const begun = await (await call("/v1/jobs", { method: "POST", body: data })).json();
-    if (stopped) { await call(`/v1/jobs/${begun.id}`, { method: "DELETE" }); return; }
+    if (mine !== run) { await call(`/v1/jobs/${begun.id}`, { method: "DELETE" }); return; }
     job = begun;
     for await (const status of watch(job.id)) {
-      if (!job) return;
+      if (mine !== run) return;
       job = status;
       const part = status.total ? status.done / status.total : 0;
       doing = status.state === "queued" ? `Waiting, number ${status.position}` : part ? `Fusing, ${Math.round(100 * part)} %` : "Fusing";
       tick();
       if (part) $("progress").value = part;
     }
-    if (!job || job.state === "cancelled") return;
+    if (mine !== run || job.state === "cancelled") return;
     if (job.problem) throw new Error(job.problem.detail);
     await result();
+  } catch (error) {
+    if (mine === run) throw error;
   } finally {
     clearInterval(clock);
-    $("running").hidden = true;
-    $("fuse").hidden = false;
-    refocus($("have").hidden ? "fuse" : "download");
+    if (mine === run) {
+      $("running").hidden = true;
+      $("fuse").hidden = false;
+      refocus($("have").hidden ? "fuse" : "download");
+    }
   }
 }
 
@@ -263,8 +271,9 @@ async function* events(id) {
 }
 
 async function picture(name, label) {
-  const blob = await (await call(`/v1/jobs/${job.id}/layers/${name}?slice=${$("slice").value || 0}&${overlay()}`)).blob();
-  return { name: label, url: URL.createObjectURL(blob), width: job.width, height: job.height };
+  const { id, width, height } = job;
+  const blob = await (await call(`/v1/jobs/${id}/layers/${name}?slice=${$("slice").value || 0}&${overlay()}`)).blob();
+  return { name: label, url: URL.createObjectURL(blob), width, height };
 }
 
 const overlay = () => new URLSearchParams({ palette: $("set-palette").value, blend: $("set-blend").value });
@@ -282,6 +291,7 @@ async function result() {
   say(`Fused in ${job.seconds.toFixed(1)} s.`);
   tell(job.findings);
   await layers(Boolean(job.slices)); // of images, those of the preview are the same
+  if (!viewer.fused) return;
   await setMode("result");
   $("stage").scrollIntoView({ block: "nearest" });
   attempt(measures)();
@@ -289,8 +299,10 @@ async function result() {
 
 // The result as palette and blend want it now.
 async function repaint() {
+  const mine = ++painted;
   const palette = $("set-palette").value;
   const fused = await picture("fused", palette === "none" ? "Fused" : `Fused, ${palette}`);
+  if (mine !== painted) return;
   if (viewer.fused) URL.revokeObjectURL(viewer.fused.url);
   viewer.fused = fused;
   if (viewer.mode === "sides" || viewer.mode === "uncertainty") await setMode("result");
@@ -298,10 +310,15 @@ async function repaint() {
 }
 
 async function layers(all) {
-  const sources = all ? job.names.map((name, k) => picture(`source-${k + 1}`, name)) : [];
-  viewer.fused = await picture("fused", "Fused");
-  viewer.uncertainty = job.uncertainty ? await picture("uncertainty", `Uncertainty, white is ±${(100 * job.uncertainty).toFixed(1)} %`) : null;
-  if (all) viewer.sources = (await Promise.all(sources)).map((source, k) => ({ ...viewer.sources[k], ...source }));
+  const mine = ++painted;
+  const [fused, uncertainty, ...sources] = await Promise.all([
+    picture("fused", "Fused"),
+    job.uncertainty ? picture("uncertainty", `Uncertainty, white is ±${(100 * job.uncertainty).toFixed(1)} %`) : null,
+    ...(all ? job.names.map((name, k) => picture(`source-${k + 1}`, name)) : []),
+  ]);
+  if (mine !== painted) return;
+  Object.assign(viewer, { fused, uncertainty });
+  if (all) viewer.sources = sources.map((source, k) => ({ ...viewer.sources[k], ...source }));
 }
 
 async function measures() {
@@ -357,7 +374,7 @@ async function command() {
 $("choose").onclick = $("add").onclick = () => $("file").click();
 $("file").onchange = attempt(async () => { const more = [...$("file").files]; $("file").value = ""; await add(more); });
 $("fuse").onclick = attempt(fuse);
-$("cancel").onclick = attempt(async () => { stopped = true; reset(); say("Cancelled."); });
+$("cancel").onclick = attempt(async () => { reset(); say("Cancelled."); refocus("fuse"); });
 $("download").onclick = attempt(download);
 $("command").onclick = attempt(command);
 $("restart").onclick = attempt(async () => { reset(); files = []; viewer.sources = []; say(""); show(); refocus("choose"); });
@@ -374,6 +391,7 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
   addEventListener(name, (event) => { event.preventDefault(); document.body.classList.toggle("over", over); });
 }
 addEventListener("drop", attempt(async (event) => add([...event.dataTransfer.files])));
+addEventListener("pagehide", () => { if (!$("running").hidden) reset(); }); // nobody waits for it any more
 addEventListener("paste", attempt(async (event) => add([...event.clipboardData.files])));
 
 await attempt(async () => {
@@ -383,8 +401,11 @@ await attempt(async () => {
   for (const example of about.examples) {
     const button = element("button", "", example.label);
     button.type = "button";
-    button.onclick = attempt(async () => add(await Promise.all(example.sources.map(async (address) =>
-      new File([await (await call(address)).blob()], address.split("/").pop(), { type: "image/png" })))));
+    button.onclick = attempt(async () => {
+      const images = await Promise.all(example.sources.map(async (address) =>
+        new File([await (await call(address)).blob()], address.split("/").pop(), { type: "image/png" })));
+      if (!files.length) await add(images); // else it was clicked twice
+    });
     $("examples").append(button);
   }
 })();
