@@ -41,6 +41,8 @@ def test_a_stopping_server_finishes_what_runs_and_refuses_the_rest(client, gate)
     assert wait_for(client, waiting, "failed")["problem"]["status"] == 503
     problem(client.post("/v1/jobs", files=FORM), 503)
     problem(client.get("/readyz"), 503)
+    assert client.head("/readyz").status_code == 503
+    assert [client.head(path).status_code for path in ("/", "/healthz")] == [200, 200]
     assert client.get("/healthz").status_code == 200
     gate.set()
     wait_for(client, running, "done")

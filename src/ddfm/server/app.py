@@ -79,7 +79,7 @@ def create_app(
     app.include_router(api.routes(service))
     _add_health(app, service)
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
-    app.get("/", include_in_schema=False)(_page)
+    app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(_page)
     app.add_middleware(Guards, telemetry=service.telemetry, token=token, origins=origins, hosts=hosts)
     if origins:  # around the guards, whose refusals a page of these origins may read too
         app.add_middleware(
@@ -195,11 +195,13 @@ def _page() -> FileResponse:
 def _add_health(app: FastAPI, service: Service) -> None:
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_class=Response, responses=text | problems.document(), tags=["operation"])
     async def healthz() -> Response:
         """The process answers."""
         return Response("ok\n", media_type="text/plain")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_class=Response, responses=text | problems.document(503), tags=["operation"])
     async def readyz() -> Response:
         """A job sent now would be worked on."""
