@@ -1,7 +1,7 @@
 """A night street in perspective, thermal and visible, both rendered from the same scene.
 
-Lamps, shop windows and headlights light the visible image and are reflected by the wet road; the thermal image shows the
-warmth of the same surfaces.
+Lamps, shop windows and headlights light the visible image and are reflected by the wet road; the thermal image shows
+the warmth of the same surfaces.
 
     world       lengths, colours, the lights, and random textures
     view        projection of the scene into the image; polygons painted over it

@@ -369,7 +369,7 @@ def test_a_source_that_shows_nothing_is_said(tmp_path):
     images.write(tmp_path / "dark.png", np.zeros((20, 24)))
     images.write(tmp_path / "vis.png", made_image(20, 24) / 255)
     (said,) = Scene.read([tmp_path / "dark.png", tmp_path / "vis.png"]).findings
-    assert said.endswith("dark.png has the same value everywhere: it shows nothing.")
+    assert said.endswith("dark.png has the same value everywhere, so it shows nothing.")
 
 
 def test_a_range_is_for_the_files_that_have_its_unit(tmp_path):
@@ -388,4 +388,4 @@ def test_a_range_beyond_which_most_of_a_file_lies_is_said(tmp_path):
     images.write(tmp_path / "grey.png", np.random.default_rng(1).random((24, 24)))
     tifffile.imwrite(tmp_path / "celsius.tif", np.linspace(15, 65, 24 * 24, dtype=np.float32).reshape(24, 24))
     (said,) = Scene.read([tmp_path / "celsius.tif", tmp_path / "grey.png"], value_range=(20, 60)).findings
-    assert "grey.png has 8" in said and said.endswith("% of its pixels beyond 20 to 60, clipped.")
+    assert "grey.png has 8" in said and said.endswith("% of its pixels outside 20 to 60; they are clipped.")

@@ -208,7 +208,7 @@ def _continued(pixels: np.ndarray, target: np.ndarray, place: Registration) -> n
     if place.inside.all():
         return pixels
     if not (place.coverage > 0.5).any():
-        raise InputError("One of the sources does not overlap the frame, so nothing can be fused; check the geometry.")
+        raise InputError("One of the sources covers no part of the frame, so nothing can be fused.")
     beyond = cv2.distanceTransform((~place.inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     share = np.clip(beyond / (LEVEL_FEATHER * min(target.shape[:2])), 0, 1)
     share, shown = share * share * (3 - 2 * share), luma(target)
