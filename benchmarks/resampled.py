@@ -6,7 +6,7 @@
 The infrared image is averaged down by the ratio, cropped to the central `crop` of the field of view, given white noise
 of sigma and column offsets with a standard deviation of `stripes` (both of 255), and rounded to 8 bits. Its true
 placement is given; with --register it is estimated, as by `ddfm fuse`, and pairs that are refused are left out and
-counted. Metrics are against the *original* infrared and visible images, "Qabf, own" against the sources that were
+counted. Metrics are against the *original* infrared and visible images, "Qabf, fused" against the sources that were
 fused, without noise; in brackets the ratio to the method's value for the original pair. "enlarged, then cleaned"
 measures the noise after the interpolation.
 """
@@ -69,7 +69,7 @@ def measured(
     baselines: bool,
     find: bool,
 ) -> dict[str, np.ndarray] | None:
-    """For each method: metrics with the original pair, with the smaller infrared against the originals, its own Qabf.
+    """For each method: metrics with the original pair, and with the smaller infrared against originals and sources.
 
     None if it is to be registered and is refused.
     """
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{len(found)} of {len(stems)} pairs")
             if not found:
                 continue
-            print(f"{'':24s}" + "".join(f"{name:>14s}" for name in [*NAMES, "Qabf, own"]))
+            print(f"{'':24s}" + "".join(f"{name:>14s}" for name in [*NAMES, "Qabf, fused"]))
             for name in found[0]:
                 mean = np.mean([rows[name] for rows in found], axis=0)
                 whole, values = mean[[0, 1, 2, 1]], mean[3:]

@@ -26,7 +26,7 @@ import torch
 from ddfm.runs.batch import batch
 from ddfm.runs.cluster import ROWS, Progress, batch_on_cluster, listing, refuse_doubles
 
-BLOCK = 8192  # rows that are made at once
+BLOCK = 8192  # rows generated at a time
 
 
 def make_pairs(folder: Path, count: int, height: int, width: int) -> list[Path]:

@@ -27,7 +27,7 @@ IDENTIFYING = ("descrip", "aux_file", "db_name", "intent_name")  # free text
 
 
 def decode(data: bytes, name: str) -> Volume:
-    """Decode the bytes of a NIfTI file. Raises InputError, and for a damaged file whatever nibabel raises."""
+    """The bytes of a NIfTI file. Raises InputError, and whatever nibabel does on a damaged one."""
     import nibabel
 
     packed = data.startswith(b"\x1f\x8b")
@@ -57,7 +57,7 @@ def decode(data: bytes, name: str) -> Volume:
 
 
 def encode(name: str, steps: np.ndarray, slope: float, like: Image, compress: bool, anonymise: bool) -> bytes:
-    """The bytes of a NIfTI file of 16-bit `steps` (S, H, W), meaning `like.low` + `slope` * steps, on `like`'s grid."""
+    """A NIfTI file of 16-bit numbers (S, H, W), `slope` apart from `like.low` on, where `like` lies."""
     head, order = encode_header(name, steps.shape, slope, like, anonymise)
     numbers = steps.astype(order + "u2", copy=False)
     data = b"".join((head, numbers.data))  # (S, H, W) is (X, Y, Z) in Fortran's order

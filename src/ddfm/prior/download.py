@@ -165,7 +165,7 @@ def _bar(show: bool) -> Progress:
 
 
 def _check_free(target: Path) -> None:
-    """Raise InputError if anything is where the prior will be: a pull renames it there whole, so it is not ours."""
+    """Raise InputError if the target exists: only complete priors are renamed there, so it is not ours."""
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
     if os.path.lexists(target):
