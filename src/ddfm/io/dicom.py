@@ -23,7 +23,7 @@ from ddfm.io.suv import standardised
 from ddfm.io.volume import Volume
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
-MAX_INFLATED = 2**29  # bytes: a deflated file that holds more is refused before it is in memory
+MAX_INFLATED = 2**29  # bytes: a deflated file that holds more is refused as soon as this is exceeded
 CHUNK = 2**22
 PLACED = ("SeriesInstanceUID", "NumberOfFrames", "ImagePositionPatient")
 HEADER_ONLY = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
