@@ -2,18 +2,18 @@
 
     python benchmarks/align.py MOVING_DIR FIXED_DIR [MOVING_DIR FIXED_DIR ...] [--pairs N] [--seed S] [--different N]
 
-Pairs have equal stems. The moving image is shifted by up to 12 px in each direction, turned by up to 3
-degrees and scaled by up to 3 %; then a margin of both is cut off, so that no border gives the warp away. Two
-errors are reported, both of the worst corner. "absolute": against the known transform, as if the published
-pair were registered perfectly. "relative": against the known transform applied to what it finds on the
-pair as published; it leaves out what that pair was off by to begin with, and with it any bias that it has
-on this pair. "untouched": what doing nothing would leave. "published": what it finds on the pair as published,
-which is its bias, or what that pair was off by, or both: the absolute error cannot be smaller. "moved": how far
-`ddfm fuse` would move a corner of that pair: 0 where the images are `aligned`, or are refused.
+Pairs have equal stems. The moving image is shifted by up to 12 px in each direction, rotated by up to 3
+degrees and scaled by up to 3 %; then a margin of both is cropped, so that no border gives the warp away. Two
+errors are reported, both for the worst corner. "absolute": against the known transform, as if the published
+pair were registered perfectly. "relative": against the known transform applied to the result for the
+pair as published; this excludes any error in the published alignment, but also any bias of the method
+on this pair. "untouched": the error without registration. "published": the result for the pair as published,
+which is the method's bias, the error of the published alignment, or both: the absolute error cannot be smaller.
+"moved": how far `ddfm fuse` would move a corner of that pair: 0 if the images are `aligned`, or are refused.
 
---different N has each moving image beside the fixed ones of the next N pairs instead, and counts how many are believed.
-Of these it counts those of the same place, as another frame of one drive shows: there the fixed images of both pairs,
-which are of one kind, are laid on each other the same, within 3 % of the image.
+--different N registers each moving image to the fixed images of the next N pairs instead, and counts those accepted.
+Pairs of the same place, such as another frame of one drive, are counted separately: for these, the fixed images of both
+pairs, which are of the same modality, register in the same way, within 3 % of the image.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def square(matrix: np.ndarray | list[list[int]]) -> np.ndarray:
 
 
 class Row(NamedTuple):
-    """Of one pair, in pixels at the worst corner; see above."""
+    """The errors for one pair, in pixels at the worst corner; see above."""
 
     absolute: float
     relative: float
@@ -84,8 +84,8 @@ def measure(moving: np.ndarray, fixed: np.ndarray, rng: np.random.Generator, mar
 
 
 def different(pairs: list[tuple[str, np.ndarray, np.ndarray]], count: int) -> list[tuple[str, bool]]:
-    """Which moving images are believed to lie on the fixed images of the next `count` pairs, and whether these show
-    the same place."""
+    """The moving images that are registered with confidence to the fixed images of the next `count` pairs, and whether
+    these show the same place."""
     believed = []
     for k, (name, moving, beside) in enumerate(pairs):
         for step in range(1, count + 1):
@@ -94,16 +94,16 @@ def different(pairs: list[tuple[str, np.ndarray, np.ndarray]], count: int) -> li
             if found.confident:
                 same = register(beside, fixed)
                 apart = corner_distance(same.matrix, found.matrix, fixed.shape) / max(fixed.shape[:2])
-                believed.append((f"{name} beside {other}", same.confident and apart < 0.03))
+                believed.append((f"{name} to {other}", same.confident and apart < 0.03))
     return believed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--pairs", type=int, default=None, help="at most so many of each two folders")
+    parser.add_argument("--pairs", type=int, default=None, help="maximum number per pair of folders")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--different", type=int, default=0, help="so many pairs of different scenes for each image")
+    parser.add_argument("--different", type=int, default=0, help="number of pairs of different scenes per image")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     columns = "median   p90  <1.5px"
@@ -122,10 +122,12 @@ def main() -> None:
             wrong = [name for name, is_same in believed if not is_same]
             total = options.different * len(pairs) - len(same)
             print(
-                f"{first.parent.name}/{first.name}: {len(wrong)} of {total} different scenes believed", *wrong, sep="\n"
+                f"{first.parent.name}/{first.name}: {len(wrong)} of {total} different scenes registered",
+                *wrong,
+                sep="\n",
             )
             if same:
-                print(f"{len(same)} more of the same place", *same, sep="\n")
+                print(f"{len(same)} more show the same place", *same, sep="\n")
             continue
         rows = [measure(moving, fixed, rng) for _, moving, fixed in pairs]
         everything += rows

@@ -1,10 +1,11 @@
-"""Which network for the embedded prior: candidates trained alike and briefly, PSNR and milliseconds side by side.
+"""Candidate networks for the embedded prior, all trained briefly in the same way: PSNR and run time.
 
     python benchmarks/architectures.py DATA RUNS [--steps 400] [--only NAME ...]
 
-DATA is the training folder. Each candidate sees the same crops and the same noise; RUNS keeps a folder for each, and a
-second call goes on where the first stopped. PSNR in dB on 12 held-out images of each folder; milliseconds are the
-least of five evaluations at 640x480, in turn, so that all share the machine's load; the embedded prior is timed beside.
+DATA is the training folder. All candidates see the same crops and the same noise; RUNS keeps a folder for each, and a
+second call resumes where the first stopped. PSNR in dB on 12 held-out images from each folder; milliseconds are the
+minimum of five interleaved evaluations at 640x480, so that all share the machine's load; the embedded prior is timed
+too.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What each residual block of a prior is worth: PSNR without it, which tells a network where it is too deep.
+"""The contribution of each residual block of a prior: the PSNR without it, which shows where a network is too deep.
 
     python benchmarks/blocks.py DATA [--prior embedded] [--sigmas 15 50]
 
-DATA is the training folder. Each block is left out in turn (it is x + something, so x goes on); printed is the change
-in dB on twelve held-out photographs. A block that changes nothing costs its milliseconds for nothing.
+DATA is the training folder. Each block is skipped in turn (it computes x + f(x), so x is passed on); prints the change
+in dB on twelve held-out photographs. A block that changes nothing wastes its run time.
 """
 
 import argparse

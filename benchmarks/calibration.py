@@ -1,11 +1,11 @@
-"""Whether the std that several samples give is that of the error: reliability on noisy pairs with clean references.
+"""Whether the std over several samples matches the error: reliability on noisy pairs with clean references.
 
     python benchmarks/calibration.py [--pairs 4] [--sets road msrs pet] [--figure docs/calibration.png]
 
-White noise is added to both sources or to the first, 8 bit; the error is the distance to the fusion of the clean pair.
-Every tenth of the pixels, by their std, is a row: its root mean square std, that of its errors, and the share of errors
-within one std, which is 68 % of a normal law. Road pairs that the constants were fitted on (every fourth) are left
-out. The figure needs matplotlib.
+White noise is added to both sources or to the first, in 8 bits; the error is the difference from the fusion of the
+clean pair. Pixels are sorted by std into ten bins, one per row: their root mean square std and error, and the share of
+errors within one std, which is 68 % for a normal distribution. Road pairs on which the constants were fitted (every
+fourth) are left out. The figure needs matplotlib.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def errors(
 
 
 def reliability(std: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """(BINS, 3): root mean square std and error, and the share of errors within their std."""
+    """(BINS, 3): root mean square std and error, and the share of errors within one std."""
     rows = np.array_split(np.argsort(std, kind="stable"), BINS)
     return np.array(
         [
@@ -61,7 +61,7 @@ def draw(curves: dict[str, np.ndarray], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """A table for each set and condition."""
+    """Print a table for each set and condition."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=["road"])
     parser.add_argument("--pairs", type=int, help="this many of each set, spread evenly")
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows = curves[f"{name}, {condition}"] = reliability(std, error)
             each = [(e <= s).mean() for s, e in found]
             print(f"\n{name}, {condition}, {len(stems)} pairs: {100 * (error <= std).mean():.0f} % within one std")
-            print(f"(pair by pair {100 * min(each):.0f} to {100 * max(each):.0f} %)")
+            print(f"({100 * min(each):.0f} to {100 * max(each):.0f} % in single pairs)")
             print("std    " + "".join(f"{v:6.1f}" for v in rows[:, 0]))
             print("error  " + "".join(f"{v:6.1f}" for v in rows[:, 1]))
             print("within " + "".join(f"{100 * v:6.0f}" for v in rows[:, 2]), flush=True)

@@ -1,13 +1,14 @@
-"""How much of a pseudo-coloured source's colour the fused image keeps where that source is bright.
+"""How much of a false-colour source's colour the fused image keeps where that source is bright.
 
     python benchmarks/colour.py FIRST_DIR COLOURED_DIR [--pairs 12] [--stems FLIR_07360 ...]
 
-Pairs have equal stems. Over the pixels whose brightest channel in the coloured source is above half: the CIEDE2000
-difference to the source in hue alone and in chroma alone (the other terms weighed down to nothing; 1 is about what an
-eye can tell), and the fused chroma over the source's ("kept"). Then stains: the share of the chroma that is left where
-the fused luma is above twice the source's; and the tint of darkness: saturation (chroma over luma) over the source's
-where its luma is below 0.1 and the fused image darker still. Beside it two simpler ways with the same luma: the chroma
-added and each channel clipped (which turns hues), and the average of the images.
+Pairs have equal stems. Over the pixels whose brightest channel in the coloured source is above 0.5: the CIEDE2000
+difference from the source in hue only and in chroma only (with negligible weight for the other terms; 1 is about the
+just noticeable difference), and the ratio of the fused chroma to the source's ("kept"). Then "stain": the fraction of
+the chroma that is left where the fused luma is above twice the source's; and "tint", in dark areas: the ratio of the
+saturation (chroma over luma) to the source's where its luma is below 0.1 and the fused image is darker still. For
+comparison, two simpler methods with the same luma: the chroma added and each channel clipped (which shifts hues), and
+the average of the images.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs=2, type=Path)
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--stems", nargs="+", help="these pairs alone")
+    parser.add_argument("--stems", nargs="+", help="only these pairs")
     args = parser.parse_args(arguments)
     rows: dict[str, list[list[float]]] = {"ddfm": [], "clipped": [], "average": []}
     pairs, _ = pair_by_stem(args.folders)

@@ -1,11 +1,11 @@
-"""What degraded sources leave of the fusion: five conditions made on the dev road pairs, seeded, against clean metrics.
+"""Fusion of degraded sources: five seeded conditions on the dev road pairs, with metrics against the clean sources.
 
     python benchmarks/degradations.py [--pairs 4] [--conditions stripes ...] [--bm3d] [--save FOLDER]
 
-Every method sees the degraded pair, 8 bit; metrics are against the *clean* sources; a rank is the mean place over five
-of them among the rows of the table. "own" is the PSNR against the method's own fusion of the clean pair. Beside the
-baselines stand the same ones, and our own likelihood without any denoising, behind non-local means and BM3D which are
-told the true sigma (--bm3d, slow, needs the package bm3d): of sources with noise only, as a user would do.
+Every method gets the degraded pair, in 8 bits; metrics are against the *clean* sources; a rank is the mean rank over
+five metrics among the rows of the table. PSNR is against the same method's fusion of the clean pair. The baselines, and
+our likelihood without denoising, are also run after non-local means and BM3D with the true sigma (--bm3d, slow, needs
+the package bm3d), for sources with noise only, as a user would do.
 """
 
 import argparse
@@ -40,19 +40,19 @@ def eight_bit(image: np.ndarray) -> np.ndarray:
 
 
 def gaussian(sigma_infrared: float, sigma_visible: float, sources: Images, rng: np.random.Generator) -> Images:
-    """White noise of these standard deviations, of 255."""
+    """White noise with these standard deviations, of 255."""
     sigmas = (sigma_infrared, sigma_visible)
     return [s + rng.normal(0, 1, s.shape) * sigma / 255 for s, sigma in zip(sources, sigmas, strict=True)]
 
 
 def low_light(sources: Images, rng: np.random.Generator) -> Images:
-    """The visible to the power of 2.5, then noise of 5 of 255."""
+    """The visible image to the power of 2.5, then noise with a standard deviation of 5 of 255."""
     infrared, visible = sources
     return [infrared, visible**2.5 + rng.normal(0, 5 / 255, visible.shape)]
 
 
 def stripes(sources: Images, rng: np.random.Generator) -> Images:
-    """One offset a column of the infrared, of 8 of 255."""
+    """One offset per column of the infrared image, with a standard deviation of 8 of 255."""
     infrared, visible = sources
     return [infrared + rng.normal(0, 8 / 255, (1, infrared.shape[1])), visible]
 
@@ -85,7 +85,7 @@ def fuser(pipe: DDFMPipeline, settings: FusionSettings) -> Fuse:
 def measured(
     methods: dict[str, tuple[str, Fuse]], condition: str, pair: tuple[int, str], save: Path | None
 ) -> dict[str, np.ndarray]:
-    """Five metrics and the own PSNR of every method on one pair: the seed of its noise and its name."""
+    """Five metrics and the PSNR of every method on one pair, given by the seed of its noise and its name."""
     seed, stem = pair
     degrade, sigmas = CONDITIONS[condition]
     folders = SETS["road"][1]
@@ -101,8 +101,8 @@ def measured(
     for label, (before, fuse) in methods.items():
         fused, reference = eight_bit(fuse(seen[before])), eight_bit(fuse(clean))
         values = fusion_metrics(np.rint(fused * 255), [np.rint(s * 255) for s in clean], names=NAMES)
-        own = -10 * np.log10(max(float(np.mean((fused - reference) ** 2)), 1e-10))
-        rows[label] = np.array([*(values[name] for name in NAMES), own])
+        psnr = -10 * np.log10(max(float(np.mean((fused - reference) ** 2)), 1e-10))
+        rows[label] = np.array([*(values[name] for name in NAMES), psnr])
         if save and label == "ddfm":
             panels = np.concatenate([*degraded, fused, reference], axis=1)
             images.write(save / f"{condition.replace(', ', '_').replace(' ', '_')}_{stem}.png", panels)
@@ -110,11 +110,11 @@ def measured(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """A table for each condition."""
+    """Print a table for each condition."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--pairs", type=int, help="this many, spread evenly")
-    parser.add_argument("--bm3d", action="store_true", help="BM3D too: minutes a pair")
+    parser.add_argument("--bm3d", action="store_true", help="BM3D too: minutes per pair")
     parser.add_argument("--only-ours", action="store_true")
     parser.add_argument("--prior", default="embedded")
     parser.add_argument("--save", type=Path, help="write degraded sources, result and clean result there")
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         means = {label: np.mean([rows[label] for rows in found], axis=0) for label in methods}
         ranks = mean_ranks({label: values[:-1] for label, values in means.items()})
         print(f"\n{condition}, {len(stems)} pairs")
-        print(f"{'':28s}" + "".join(f"{name:>8s}" for name in [*NAMES, "own", "rank"]))
+        print(f"{'':28s}" + "".join(f"{name:>8s}" for name in [*NAMES, "PSNR", "rank"]))
         for label in sorted(methods, key=ranks.__getitem__):
             print(f"{label:28s}" + "".join(f"{v:8.2f}" for v in means[label]) + f"{ranks[label]:8.2f}", flush=True)
 

@@ -1,10 +1,10 @@
-"""What the prior, the steps and the seed do to the salient likelihood, on folders of registered pairs.
+"""The effect of the prior, the steps and the seed on the salient likelihood, on folders of registered pairs.
 
     python benchmarks/likelihood.py FIRST_DIR SECOND_DIR --pairs 6 --crop 256
 
 Prints three tables. Noise: Gaussian noise added to both sources; PSNR is against the fusion of the clean sources by the
-same likelihood without the prior, the other metrics against the clean sources. Steps: few from the first guess, over
-100 from pure noise. Seeds: standard deviation of each metric, and of the luma, over five seeds.
+same likelihood without the prior, the other metrics against the clean sources. Steps: few from the initial estimate, as
+a ratio to 100 from pure noise. Seeds: standard deviation of each metric, and of the luma, over five seeds.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def row(label: str, values: np.ndarray, names: list[str]) -> None:
 
 
 class Blurred(Salient):
-    """The same likelihood with a Gaussian blur where the prior removes noise, its width the best of a few on MSE."""
+    """The same likelihood with a Gaussian blur instead of the prior for denoising, with the width of least MSE."""
 
     def start(self, sources: list[Tensor], denoise: SourceDenoiser | None = None) -> SalientState:
         return super().start(sources, lambda x, sigma: smooth(x, min(2.0, 0.5 + 4 * sigma)))
@@ -107,7 +107,7 @@ def main() -> None:
             begin = time.perf_counter()
             values = np.mean([measured(fuser(num_inference_steps=steps)(s), s) for s in scenes], axis=0)
             row(f"{steps} steps, ratio to those", values / reference, NAMES)
-            print(f"    {(time.perf_counter() - begin) / len(scenes):.2f} s a pair, metrics included")
+            print(f"    {(time.perf_counter() - begin) / len(scenes):.2f} s per pair, including metrics")
     if "seeds" in args.tables:
         runs = [[fuser(seed)(s) for s in scenes] for seed in range(5)]
         row(

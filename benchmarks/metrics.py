@@ -1,9 +1,9 @@
-"""How long the twelve metrics take, and VIF and Qabf against a plain NumPy/SciPy reading of the same definitions.
+"""Run time of the twelve metrics, and of VIF and Qabf against a plain NumPy/SciPy implementation of their definitions.
 
     python benchmarks/metrics.py [--size 640 480] [--repeats 7]
 
-Times are wall-clock, the best of the repeats after a warm-up, on a made pair; the CPU seconds beside them tell whether
-the machine was quiet (wall much above CPU / cores means it was not).
+Times are wall-clock, the best of the repeats after a warm-up, on a synthetic pair; the CPU seconds show whether
+the machine was idle (wall much above CPU / cores means it was not).
 """
 
 import argparse

@@ -1,18 +1,18 @@
-"""Registration of infrared to visible pairs with a known displacement, by ours and by the libraries' criteria.
+"""Registration of infrared and visible pairs with a known displacement, by our method and by SimpleITK and OpenCV.
 
     python benchmarks/misaligned.py [--pairs 4] [--only ours "mutual information"]
     python benchmarks/misaligned.py --published
     python benchmarks/misaligned.py --shrunk
 
-Reads ../shared/data/dev/misaligned (skipped with a reason where it is not there): `infrared_warped` beside `visible`,
-and d with infrared_warped(x) = infrared(x + d(x)). The error at a pixel p of the visible image, which a method lays on
-m(p), is |m(p) + d(m(p)) - p|; a pair's is the mean over what both images cover. "Relative" has in place of p what the
-same method finds for the pair before it was displaced: it leaves out how far the published pair was off by itself. All
-methods but the dense ones are affine.
+Reads ../shared/data/dev/misaligned (if it is missing, says so and ends): `infrared_warped`, `visible`,
+and d with infrared_warped(x) = infrared(x + d(x)). The error at a pixel p of the visible image that a method maps to
+m(p) is |m(p) + d(m(p)) - p|; the error of a pair is the mean over the area that both images cover. "Relative" replaces
+p by the result of the same method for the pair before it was displaced, which excludes any error in the published
+alignment. All methods except the dense ones are affine.
 
-`--published` asks criteria that no method here minimises how well the pairs lie on each other before they were
-displaced: as published, and where ours lays them. `--shrunk` cuts a part of 80 % of the width and height out of the
-infrared images of ../shared/data/dev/roadscene and shrinks it by 2.25.
+`--published` applies criteria that no method here optimises to the pairs before they were displaced: as published, and
+as aligned by our method. `--shrunk` crops the infrared images of ../shared/data/dev/roadscene to 80 % of the width and
+height and shrinks them by 2.25.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from ddfm.registration.features import contours
 from ddfm.registration.transform import resize
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/dev/misaligned"
-OPENCV: Any = cv2  # whose type stubs lack a part of it
+OPENCV: Any = cv2  # its type stubs are incomplete
 Method = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (moving, fixed) luma -> (H, W, 2), fixed to moving
 
 
@@ -64,7 +64,7 @@ def strength(image: np.ndarray) -> np.ndarray:
 
 
 def mutual_information(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """SimpleITK: Mattes' mutual information, affine, four levels."""
+    """SimpleITK: Mattes mutual information, affine, four levels."""
     sitk: Any = importlib.import_module("SimpleITK")
     still, moved = (sitk.GetImageFromArray(x.astype(np.float32)) for x in (fixed, moving))
     method = sitk.ImageRegistrationMethod()
@@ -90,7 +90,7 @@ def mutual_information_of_gradients(moving: np.ndarray, fixed: np.ndarray) -> np
 
 
 def ecc(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """OpenCV: enhanced correlation coefficient of the gradients' magnitudes, affine, four levels."""
+    """OpenCV: enhanced correlation coefficient (ECC) of gradient magnitudes, affine, four levels."""
     one, other, matrix = strength(fixed), strength(moving), np.eye(2, 3, dtype=np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 200, 1e-5)
     for factor in (8, 4, 2, 1):
@@ -103,7 +103,7 @@ def ecc(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
 
 
 def ours_and_flow(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Ours, then OpenCV's DIS flow between the strengths of the contours, smoothed over 20 pixels."""
+    """Ours, then OpenCV's DIS flow between contour magnitudes, smoothed over 20 pixels."""
     found = ours(moving, fixed)
     laid = cv2.remap(
         moving.astype(np.float32), found[..., 0], found[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -117,7 +117,7 @@ def ours_and_flow(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
 
 
 def shrunk(count: int | None) -> None:
-    """Errors of ours on narrower and coarser infrared images, mean of a pair in pixels of the visible image."""
+    """Errors of our method on narrower and coarser infrared images, mean per pair in pixels of the visible image."""
     rng, errors, confident = np.random.default_rng(0), [], 0
     folder = DATA.parent / "roadscene"
     for path in sorted((folder / "visible").iterdir())[:count]:
@@ -136,9 +136,7 @@ def shrunk(count: int | None) -> None:
         errors.append([np.linalg.norm(there - target, axis=-1)[covered].mean() for target in references])
     near, medians = (np.array(errors) <= 2).sum(axis=0), np.median(errors, axis=0)
     print(f"{len(errors)} pairs, {confident} confident; error against the published pair: median {medians[0]:.2f} px,")
-    print(
-        f"{near[0]} within 2 px; against what is found for the whole images: {medians[1]:.2f} px, {near[1]} within 2 px"
-    )
+    print(f"{near[0]} within 2 px; against the result for the full images: {medians[1]:.2f} px, {near[1]} within 2 px")
 
 
 METHODS: dict[str, Method] = {
@@ -153,9 +151,9 @@ METHODS: dict[str, Method] = {
 
 
 def error(found: np.ndarray, displacement: np.ndarray, target: np.ndarray | None = None) -> float:
-    """Mean error of a map in pixels of the visible image, over what lies inside the infrared one.
+    """Mean error of a map in pixels of the visible image, over the area inside the infrared image.
 
-    target: (H, W, 2), where the undisplaced infrared image has each pixel; None for the pixel itself.
+    target: (H, W, 2), where each pixel lies in the undisplaced infrared image; None for the pixel itself.
     """
     d = cv2.remap(displacement, found[..., 0], found[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     target = affine_map(np.eye(2, 3), found.shape) if target is None else target
@@ -174,14 +172,14 @@ def information(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def criteria(moving: np.ndarray, fixed: np.ndarray) -> tuple[float, float, float]:
-    """Mutual information of intensities, of gradients, and correlation of the gradients' logarithms; more is better."""
+    """Mutual information of intensities and of gradients, and correlation of log gradients; larger is better."""
     edges = [np.clip(8 * strength(image), 0, 1) for image in (moving, fixed)]
     logarithms = [np.log(edge + 0.02).ravel() for edge in edges]
     return information(moving, fixed), information(*edges), float(np.corrcoef(*logarithms)[0, 1])
 
 
 def published() -> None:
-    """How many pairs each criterion finds better aligned where ours lays them than as they were published."""
+    """The number of pairs that each criterion finds better aligned by our method than as published."""
     wins, pairs = np.zeros((2, 3), int), 0
     for folder in sorted(p for p in DATA.iterdir() if p.is_dir()):
         for path in sorted((folder / "visible").iterdir()):
@@ -195,21 +193,25 @@ def published() -> None:
                 scores.append(criteria(laid[12:-12, 12:-12], fixed[12:-12, 12:-12]))
             wins += np.array([[new > old for new, old in zip(s, scores[0], strict=True)] for s in scores[1:]])
             pairs += 1
-    print(f"Pairs of {pairs} that lie better than as published, by mutual information, that of gradients, correlation:")
+    print(
+        f"Of {pairs} pairs, better aligned than as published by mutual information, the same of gradients, correlation:"
+    )
     for name, row in zip(("ours", "ours, refined locally"), wins, strict=True):
         print(f"{name:32s}{row[0]:8d}{row[1]:8d}{row[2]:8d}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """One row for each method."""
+    """Print one row per method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, help="this many of each set")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--published", action="store_true", help="how well the pairs lay on each other before")
+    parser.add_argument(
+        "--published", action="store_true", help="the alignment of the pairs before they were displaced"
+    )
     parser.add_argument("--shrunk", action="store_true", help="a narrower and coarser infrared image")
     args = parser.parse_args(argv)
     if not DATA.exists():
-        print("Skipped: the misaligned dev pairs are not in shared/ beside the repository.")
+        print("Skipped: the misaligned dev pairs are not in shared/ next to the repository.")
         return
     cv2.setNumThreads(1)
     if args.published or args.shrunk:

@@ -1,13 +1,13 @@
-"""How good a denoiser and how fast a prior is, on images that it was not trained on.
+"""Denoising quality and speed of a prior, on images that it was not trained on.
 
     python benchmarks/prior.py DATA [--prior embedded] [--crop 192] [--bfloat16] [--bm3d] [--samples OUT.png]
 
-DATA is the training folder: of each of its folders the held-out images are taken (`training_data.split`), their luma,
-centre crops. Prints PSNR in dB for Gaussian noise of several sigma of 255 at the matching time step, the mean squared
-error of the predicted noise over t, how much of JPEG's blocks is left, the drift of mean and contrast with image size,
-what is left of a flat noisy image on the network's grid and at the border, and seconds per 640x480 evaluation.
-`--bm3d` puts BM3D (the package `bm3d`) beside it, which says how hard the images are; `--samples` writes unconditional
-samples of 128 and 256 pixels.
+DATA is the training folder: centre crops of the luma of the held-out images of each of its folders are used
+(`training_data.split`). Prints PSNR in dB for Gaussian noise of several sigmas (of 255) at the matching time step, the
+mean squared error of the predicted noise over t, how much of JPEG's blocks is left, the drift of mean and contrast with
+image size, the residual of a flat noisy image on the network's grid and at the border, and seconds per 640x480
+evaluation. `--bm3d` adds BM3D (the package `bm3d`), which shows how hard the images are; `--samples` writes
+unconditional samples of 128 and 256 pixels.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TIMES = (1, 10, 50, 100, 200, 400, 600, 800, 950)
 
 
 def eps_loss(prior: Prior, pictures: list[np.ndarray], t: int) -> float:
-    """Mean squared error of the noise that the estimate implies."""
+    """Mean squared error of the noise implied by the estimate."""
     generator = torch.Generator().manual_seed(0)
     a, total = prior.scheduler.alphas_cumprod[t].item(), 0.0
     for grey in pictures:
@@ -42,7 +42,7 @@ def eps_loss(prior: Prior, pictures: list[np.ndarray], t: int) -> float:
 
 
 def blocks(prior: Prior, pictures: list[np.ndarray], sigma: float) -> tuple[float, float]:
-    """`blockiness` of the images' corners (on JPEG's grid) and of what is left of it after denoising `sigma`."""
+    """`blockiness` of the images' corners (on JPEG's grid), before and after denoising with `sigma`."""
     t = int((Denoiser(prior.unet, prior.scheduler).sigmas - 2 * sigma / 255).abs().argmin())
     a, generator, rows = prior.scheduler.alphas_cumprod[t].item(), torch.Generator().manual_seed(0), []
     for grey in pictures:
@@ -71,7 +71,7 @@ def bm3d_psnr(pictures: list[np.ndarray], sigma: float, crop: int) -> float:
 
 
 def artefacts(prior: Prior) -> None:
-    """A ramp at several sizes; a flat noisy image, whose errors must not know the grid or the border."""
+    """A ramp at several sizes; a flat noisy image, whose errors must not depend on the grid or the border."""
     generator = torch.Generator().manual_seed(0)
     a = prior.scheduler.alphas_cumprod[100].item()
 
@@ -84,21 +84,21 @@ def artefacts(prior: Prior) -> None:
         x0 = torch.nn.functional.interpolate(ramp, size=(1, size), mode="bilinear").expand(1, 1, size, size)
         estimate = denoised(x0)
         drift, contrast = (estimate - x0).mean().item() * 127.5, (estimate.std() / x0.std()).item()
-        print(f"ramp of {size} pixels at t = 100: mean drifts by {drift:+.2f} of 255, contrast times {contrast:.4f}")
+        print(f"ramp of {size} pixels at t = 100: mean drift {drift:+.2f} of 255, contrast ratio {contrast:.4f}")
     for level in (-0.9, 0.0, 0.9):
         error = 127.5 * (denoised(torch.full((1, 1, 512, 512), level)) - level)[0, 0]
         inner = error[32:-32, 32:-32]
         phases = torch.stack([inner[y::2, x::2].mean() for y in (0, 1) for x in (0, 1)])
         border = torch.cat([part.flatten() for part in (error[:8], error[-8:], error[:, :8], error[:, -8:])])
         print(
-            f"flat at {127.5 * (level + 1):.0f} of 255, noise of 41: left {inner.std():.2f}, mean {inner.mean():+.2f}, "
-            f"spread of the means over the grid of 2 pixels {phases.max() - phases.min():.3f}, "
-            f"border of 8 pixels {border.mean() - inner.mean():+.2f}"
+            f"flat at {127.5 * (level + 1):.0f} of 255, sigma 41: left {inner.std():.2f}, mean {inner.mean():+.2f}, "
+            f"spread of the means over the 2-pixel grid {phases.max() - phases.min():.3f}, "
+            f"8-pixel border {border.mean() - inner.mean():+.2f}"
         )
 
 
 def samples(prior: Prior, path: Path) -> None:
-    """Four of 128 pixels and two of 256, from pure noise, 50 steps of second order."""
+    """Four samples of 128 pixels and two of 256, from pure noise, with 50 second-order steps."""
     rows = []
     for size, count in ((128, 4), (256, 2)):
         scheduler = DPMSolverMultistepScheduler.from_config(prior.scheduler.config)
@@ -122,7 +122,7 @@ def main() -> None:
     args = parser.parse_args()
     prior = load_prior(args.prior, dtype=torch.bfloat16 if args.bfloat16 else torch.float32)
     denoiser = Denoiser(prior.unet, prior.scheduler, precision="bfloat16" if args.bfloat16 else "float32")
-    print("t of each sigma: " + "  ".join(f"{s}: {int((127.5 * denoiser.sigmas - s).abs().argmin())}" for s in SIGMAS))
+    print("t for each sigma: " + "  ".join(f"{s}: {int((127.5 * denoiser.sigmas - s).abs().argmin())}" for s in SIGMAS))
     for folder in sorted(p for p in args.data.iterdir() if p.is_dir()):
         pictures = [read_luma(path) for path in split(folder)[1]]
         psnr = {s: denoising_psnr(denoiser.at, pictures, s, args.crop) for s in SIGMAS}
@@ -130,7 +130,7 @@ def main() -> None:
         losses = {t: eps_loss(prior, pictures[:12], t) for t in TIMES}
         print("    eps-loss  " + "  ".join(f"t {t}: {v:.4f}" for t, v in losses.items()), flush=True)
         before, after = blocks(prior, pictures[:12], 10)
-        print(f"    JPEG's blocks: {before:.3f} in the images, {after:.3f} after denoising sigma 10", flush=True)
+        print(f"    JPEG blockiness: {before:.3f} in the images, {after:.3f} after denoising, sigma 10", flush=True)
         if args.bm3d:
             values = {s: bm3d_psnr(pictures, s, args.crop) for s in (15, 25, 50)}
             print("    BM3D  " + "  ".join(f"{s}: {v:.2f}" for s, v in values.items()), flush=True)
@@ -146,7 +146,7 @@ def main() -> None:
         prior.unet(x, 100)
         seconds.append(time.perf_counter() - begin)
     median, least = statistics.median(seconds), min(seconds)
-    print(f"640x480: median {median:.2f} s, least {least:.2f} s, {torch.get_num_threads()} threads, {prior.unet.dtype}")
+    print(f"640x480: median {median:.2f} s, min {least:.2f} s, {torch.get_num_threads()} threads, {prior.unet.dtype}")
 
 
 if __name__ == "__main__":

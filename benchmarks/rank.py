@@ -1,11 +1,11 @@
-"""Where the default stands: its rank among published networks on the dev pairs, the guards of naturalness, the drift.
+"""The default's rank among published networks on the dev pairs, naturalness guards, and drift.
 
     python benchmarks/rank.py [--sets road msrs ...] [--pairs 4] [--save FOLDER]
 
-Reads ../shared/data/dev and ../shared/PEERS.md (skipped with a reason where they are not there); the tables' own row of
-ddfm is replaced by what this code gives. Luma in and out, 8 bit, as the peers were measured; a rank is the mean place
-over the eight metrics, ties (to the two decimals printed) share. Guards are of the result in its sources' colour, and
-count the pairs in which they hold. Drift: the mean luma over frames of one pair that moves by sub-pixels under noise.
+Reads ../shared/data/dev and ../shared/PEERS.md (if they are missing, says so and ends); the row of ddfm in the tables
+is replaced by the current results. Luma in and out, 8 bits, as for the peers; a rank is the mean rank
+over the eight metrics, with ties (to the two printed decimals) averaged. Guards are measured on the colour result, and
+count the pairs in which they hold. Drift: the mean luma over frames of one noisy pair with sub-pixel motion.
 """
 
 import argparse
@@ -41,15 +41,15 @@ Fuse = Callable[[list[np.ndarray]], np.ndarray]  # lumas (H, W) in [0, 1] -> lum
 
 
 def no_dev_pairs() -> bool:
-    """Whether what the benchmarks on the dev pairs need is not there; they then say so and end."""
+    """Whether the dev pairs or PEERS.md are missing; prints so if they are."""
     missing = not (SHARED / "PEERS.md").exists() or not (SHARED / "data/dev").exists()
     if missing:
-        print(f"Skipped: the dev pairs and PEERS.md are not in {SHARED.name}/ beside the repository.")
+        print(f"Skipped: the dev pairs and PEERS.md are not in {SHARED.name}/ next to the repository.")
     return missing
 
 
 def peers(heading: str, text: str) -> dict[str, np.ndarray]:
-    """The rows of one table of PEERS.md, {method: eight metrics}, without ddfm's own."""
+    """The rows of one table of PEERS.md, {method: eight metrics}, except ddfm."""
     section = re.split(r"^## ", text.split(f"## {heading}", 1)[1], flags=re.MULTILINE)[0]
     rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
     return {
@@ -60,7 +60,7 @@ def peers(heading: str, text: str) -> dict[str, np.ndarray]:
 
 
 def mean_ranks(rows: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean place over the metrics, 1 the best; equal values share the mean of their places."""
+    """Mean rank over the metrics, 1 is the best; equal values share the mean of their ranks."""
     values = np.round(np.stack(list(rows.values())), 2)
     better = (values[None] > values[:, None]).sum(axis=1)
     equal = (values[None] == values[:, None]).sum(axis=1)
@@ -68,7 +68,7 @@ def mean_ranks(rows: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def measured(fuse: Fuse, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The eight metrics, the four guards, and the fused image in colour of one pair."""
+    """The eight metrics, the four guards, and the fused colour image of one pair."""
     sources = [images.read(path).pixels for path in paths]
     grey = [np.rint(255 * np.round(luma(s).astype(np.float64), 6)) for s in sources]
     fused = np.rint(fuse([(g / 255).astype(np.float32) for g in grey]).clip(0, 1) * 255)
@@ -80,7 +80,7 @@ def measured(fuse: Fuse, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray,
 
 
 def drift(fuse: Fuse, paths: Sequence[Path], frames: int = 20, noise: float = 2.0) -> tuple[float, float]:
-    """Largest step of the mean luma from frame to frame, and its range over all frames, of 255."""
+    """Largest change of the mean luma between frames, and its range over all frames, of 255."""
     sources = [luma(images.read(path).pixels) for path in paths]
     rng, means = np.random.default_rng(0), []
     for frame in range(frames):
@@ -108,7 +108,7 @@ def report(name: str, fuse: Fuse, count: int | None = None, save: Path | None = 
     rows = {**peers(heading, (SHARED / "PEERS.md").read_text(encoding="utf-8")), "ddfm": ours}
     ranks = mean_ranks(rows)
     place = 1 + sum(rank < ranks["ddfm"] for rank in ranks.values())
-    print(f"\n{heading}, {len(pairs)} pairs: ddfm is number {place} of {len(rows)}")
+    print(f"\n{heading}, {len(pairs)} pairs: ddfm ranks {place} of {len(rows)}")
     print(f"{'':12s}" + "".join(f"{metric:>8s}" for metric in [*NAMES, "rank"]))
     for method in sorted(rows, key=ranks.__getitem__)[: None if verbose else 3]:
         print(f"{method:12s}" + "".join(f"{v:8.2f}" for v in rows[method]) + f"{ranks[method]:8.2f}")
@@ -127,13 +127,13 @@ def report(name: str, fuse: Fuse, count: int | None = None, save: Path | None = 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Tables of the sets asked for, then the drift."""
+    """Print the tables of the requested sets, then the drift."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--pairs", type=int, help="this many of each set (ranks then compare unequal things)")
+    parser.add_argument("--pairs", type=int, help="this many of each set (the peers' figures are for all pairs)")
     parser.add_argument("--prior", default="embedded")
     parser.add_argument("--contrast", default="natural")
-    parser.add_argument("--roles", action="store_true", help="tell the road and MSRS pairs' roles, thermal visible")
+    parser.add_argument("--roles", action="store_true", help="give the roles of road and MSRS pairs, thermal visible")
     parser.add_argument("--save", type=Path, help="write the fused images there")
     args = parser.parse_args(argv)
     if no_dev_pairs():
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     print(f"\nMean rank over the sets: {np.mean(ranks):.2f}")
     step, whole = drift(fuser(told), [SHARED / "data/dev" / folder / DRIFTING for folder in SETS["road"][1]])
-    print(f"Drift of {DRIFTING}: {step:.2f} of 255 a frame, {whole:.2f} over 20 frames")
+    print(f"Drift of {DRIFTING}: {step:.2f} of 255 per frame, {whole:.2f} over 20 frames")
 
 
 if __name__ == "__main__":

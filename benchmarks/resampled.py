@@ -1,14 +1,14 @@
-"""What is left of a fusion whose infrared image has fewer pixels than the visible: dev road pairs, true geometry.
+"""Fusion with an infrared image of fewer pixels than the visible one: dev road pairs, true geometry.
 
     python benchmarks/resampled.py [--pairs 5] [--ratios 2 2.25] [--sigmas 0 10 25] [--stripes 8]
         [--crop 0.8] [--baselines] [--register]
 
-The infrared is averaged down by the ratio, cut to the middle `crop` of the field of view, given white noise of sigma
-and one offset a column of a standard deviation of `stripes` (both of 255), and rounded to 8 bits; its true place is
-told; with --register it is found, as `ddfm fuse` does, and pairs that are refused are left out and counted. Metrics are
-against the *original* infrared and visible, "Qabf, own" against what was fused, without its noise; in
-brackets the share of what the method reaches with the original pair. "enlarged, then cleaned" is what measuring noise
-behind the interpolation gives.
+The infrared image is averaged down by the ratio, cropped to the central `crop` of the field of view, given white noise
+of sigma and column offsets with a standard deviation of `stripes` (both of 255), and rounded to 8 bits. Its true
+placement is given; with --register it is estimated, as by `ddfm fuse`, and pairs that are refused are left out and
+counted. Metrics are against the *original* infrared and visible images, "Qabf, fused" against the sources that were
+fused, without noise; in brackets the ratio to the method's value for the original pair. "enlarged, then cleaned"
+measures the noise after the interpolation.
 """
 
 import argparse
@@ -34,7 +34,7 @@ NAMES = ["VIF", "Qabf", "SSIM"]
 
 
 def smaller(infrared: np.ndarray, ratio: float, crop: float) -> tuple[np.ndarray, Registration]:
-    """The middle of an image, averaged down, and where it lies in the whole one."""
+    """The centre of an image, averaged down, and where it lies in the full image."""
     height, width = infrared.shape
     h, w = round(height * crop), round(width * crop)
     top, left = (height - h) // 2, (width - w) // 2
@@ -69,9 +69,9 @@ def measured(
     baselines: bool,
     find: bool,
 ) -> dict[str, np.ndarray] | None:
-    """For each method: metrics with the original pair, of the smaller infrared against the originals, its own Qabf.
+    """For each method: metrics with the original pair, and with the smaller infrared against originals and sources.
 
-    None if its place is to be found and is not believed.
+    None if it is to be registered and is refused.
     """
     paths = [next((SHARED / "data/dev" / folder).glob(f"{stem}.*")) for folder in SETS["road"][1]]
     original = [eight_bit(luma(images.read(path).pixels)) for path in paths]
@@ -100,7 +100,7 @@ def measured(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """A table for each ratio and sigma."""
+    """Print a table for each ratio and sigma."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="this many, spread evenly")
     parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 2.25])
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{len(found)} of {len(stems)} pairs")
             if not found:
                 continue
-            print(f"{'':24s}" + "".join(f"{name:>14s}" for name in [*NAMES, "Qabf, own"]))
+            print(f"{'':24s}" + "".join(f"{name:>14s}" for name in [*NAMES, "Qabf, fused"]))
             for name in found[0]:
                 mean = np.mean([rows[name] for rows in found], axis=0)
                 whole, values = mean[[0, 1, 2, 1]], mean[3:]

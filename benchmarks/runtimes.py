@@ -1,9 +1,9 @@
-"""Is another runtime worth a dependency? One evaluation of a prior's network by PyTorch, ONNX Runtime and OpenVINO.
+"""Is another runtime worth a dependency? Times a prior's network in PyTorch, ONNX Runtime and OpenVINO.
 
     python benchmarks/runtimes.py [--prior embedded] [--shape 480 640] [--threads 2] [--repeats 7]
 
-Float32, in turn, so that all share the machine's weather; prints the least and the median of each in milliseconds, how
-many times as fast as PyTorch it is (medians), and the largest difference from it. Needs onnx, onnxruntime and openvino.
+Float32, interleaved, so that all share the machine's load; prints the minimum and the median of each in milliseconds,
+the speed-up over PyTorch (medians), and the largest difference from it. Needs onnx, onnxruntime and openvino.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""What a cluster costs beside one machine: throughput, overhead a pair, memory of the driver.
+"""The cost of a cluster compared with one machine: throughput, overhead per pair, memory of the driver.
 
     python benchmarks/scale.py throughput [--pairs 500] [--rounds 3]   # 2 workers of 1 thread against 1 process of 2
-    python benchmarks/scale.py overhead [--pairs 4000]                 # rows that name no file: the engine alone
-    python benchmarks/scale.py listing [--rows 1000000]                # memory of the driver while rows are made
+    python benchmarks/scale.py overhead [--pairs 4000]                 # rows without files: the engine alone
+    python benchmarks/scale.py listing [--rows 1000000]                # memory of the driver while listing
 
-Needs Ray (`pip install ddfm[ray]`). Starting the workers (some seconds: torch, diffusers, the prior) is not counted:
+Needs Ray (`pip install ddfm[ray]`). Starting the workers (a few seconds: torch, diffusers, the prior) is not counted:
 times run from the first finished block to the last.
 """
 
@@ -26,7 +26,7 @@ import torch
 from ddfm.runs.batch import batch
 from ddfm.runs.cluster import ROWS, Progress, batch_on_cluster, listing, refuse_doubles
 
-BLOCK = 8192  # rows that are made at once
+BLOCK = 8192  # rows generated at a time
 
 
 def make_pairs(folder: Path, count: int, height: int, width: int) -> list[Path]:
@@ -42,7 +42,7 @@ def make_pairs(folder: Path, count: int, height: int, width: int) -> list[Path]:
 
 
 class Clock:
-    """Pairs a second from the first block that is reported to the last."""
+    """Pairs per second from the first reported block to the last."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[float, int]] = []
@@ -66,7 +66,7 @@ def throughput(folder: Path, count: int, rounds: int) -> None:
         clock = Clock()
         batch_on_cluster(pairs, folder / f"ray{k}", device="cpu", concurrency=2, progress=clock)
         rates["2 workers, 1 thread each"].append(clock.rate)
-        print("  ".join(f"{name}: {rate[-1]:.2f} pairs a second" for name, rate in rates.items()), flush=True)
+        print("  ".join(f"{name}: {rate[-1]:.2f} pairs per second" for name, rate in rates.items()), flush=True)
     ratios = [there / here for here, there in zip(*rates.values(), strict=True)]
     print(f"ratio: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
@@ -75,7 +75,7 @@ def overhead(folder: Path, count: int) -> None:
     write_rows(folder / "pairs.parquet", count, error="not to be fused")
     clock = Clock()
     done = batch_on_cluster(folder / "pairs.parquet", folder / "out", device="cpu", concurrency=1, progress=clock)
-    print(f"{done.failed} rows of nothing: {1000 / clock.rate:.2f} ms a row with blocks of {ROWS}")
+    print(f"{done.failed} rows without files: {1000 / clock.rate:.2f} ms per row with blocks of {ROWS}")
 
 
 def listing_memory(folder: Path, count: int) -> None:
@@ -97,7 +97,7 @@ def listing_memory(folder: Path, count: int) -> None:
 
 
 def write_rows(path: Path, count: int, error: str | None = None) -> None:
-    """Rows of names; they name no file."""
+    """Write rows of names without files."""
     with pq.ParquetWriter(
         path,
         row_schema := pa.schema([("sources", pa.list_(pa.string())), ("name", pa.string()), ("error", pa.string())]),
@@ -110,7 +110,7 @@ def write_rows(path: Path, count: int, error: str | None = None) -> None:
 
 
 def peak() -> float:
-    """The most memory that this process has had, MiB."""
+    """The peak memory of this process, MiB."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

@@ -1,12 +1,12 @@
-"""The service under load, its overhead over the library, and its memory, against a real `ddfm serve` on loopback.
+"""The server under load, its overhead over the library, and its memory, with a real `ddfm serve` on loopback.
 
     python benchmarks/server.py load [--clients 50] [--seconds 60]      # 640x480 jobs
     python benchmarks/server.py overhead [--pairs 20]                   # 640x480, one step, interleaved
     python benchmarks/server.py memory [--requests 1000]                # 64x64, one step
 
-Clients and server share the machine, so that seconds are upper bounds. Bars: no 5xx, no lost job, the 95th percentile
-of accepted jobs <= (jobs that may wait + the one that runs) x the time of a single one x 1.3, peak memory within 20 %
-of its plateau; overhead <= 30 ms a pair; memory flat over 1,000 requests.
+Clients and server share the machine, so times are upper bounds. Limits: no 5xx, no lost job, the 95th percentile
+of accepted jobs <= (maximum queue length + the running job) x the time of a single one x 1.3, peak memory within 20 %
+of its plateau; overhead <= 30 ms per pair; memory flat over 1,000 requests.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MIB = 2**20
 
 @contextlib.contextmanager
 def serving() -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """`ddfm serve` on a free port: a client of it, and its process."""
+    """`ddfm serve` on a free port: yields a client and the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -72,7 +72,7 @@ def form(paths: Sequence[Path]) -> list[tuple[str, tuple[str, bytes, str]]]:
 
 @dataclass
 class Tally:
-    """What the clients saw."""
+    """The clients' observations."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)  # of accepted jobs, from the request to the end
@@ -81,7 +81,7 @@ class Tally:
 
 
 async def client_loop(client: httpx.AsyncClient, until: float, tally: Tally) -> None:
-    """One user: submits, comes back when told to, watches, fetches, removes; again until the time is over."""
+    """One user: submits, retries when told to, polls, downloads, deletes; repeats until the time is over."""
     while (begin := time.monotonic()) < until:
         answer = await client.post("/v1/jobs", files=form(DEMO))
         tally.statuses[answer.status_code] += 1
@@ -140,14 +140,14 @@ def load(number: int, seconds: float) -> None:
     plateau = statistics.median(memory[len(memory) // 2 :])
     print(f"{number} clients, {seconds:g} s: {dict(sorted(tally.statuses.items()))}")
     print(f"accepted {tally.accepted}, done {len(tally.seconds)}, wrong {tally.wrong or 0}")
-    print(f"single {single:.2f} s; p95 {p95:.2f} s, bar {ahead} x {single:.2f} x 1.3 = {ahead * single * 1.3:.2f} s")
+    print(f"single {single:.2f} s; p95 {p95:.2f} s, limit {ahead} x {single:.2f} x 1.3 = {ahead * single * 1.3:.2f} s")
     print(
         f"memory: plateau {plateau / MIB:.0f} MiB, peak {max(memory) / MIB:.0f} MiB ({max(memory) / plateau - 1:+.0%})"
     )
 
 
 def overhead(pairs: int) -> None:
-    """Around the fusion itself, whose seconds vary more on a shared machine than the overhead is long."""
+    """The overhead excluding the fusion itself, whose time varies by more than the overhead on a shared machine."""
     from ddfm.pipeline import quiet_pipeline
     from ddfm.runs.scene import Scene
 
@@ -176,12 +176,12 @@ def overhead(pairs: int) -> None:
     print(
         f"without the fusion: library {np.median(library - fusion):.0f} ms, service {np.median(service - run):.0f} ms"
     )
-    print(f"overhead: {np.median((service - run) - (library - fusion)):.0f} ms a pair")
-    print(f"CPU time without the fusion, of the server: {1e3 * (service_work - work) / pairs:+.0f} ms a pair")
+    print(f"overhead: {np.median((service - run) - (library - fusion)):.0f} ms per pair")
+    print(f"CPU time of the server, without the fusion: {1e3 * (service_work - work) / pairs:+.0f} ms per pair")
 
 
 def cpu_seconds(process: psutil.Process) -> Counter[int]:
-    """CPU time so far by thread; -1 is the whole process, threads that have ended included."""
+    """CPU time so far by thread; -1 is the process as a whole, including threads that have ended."""
     used = process.cpu_times()
     by_thread = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
     return Counter({-1: used.user + used.system} | by_thread)

@@ -1,10 +1,10 @@
-"""Peak memory and seconds per megapixel at growing sizes: both must be bounded by the tile and linear in the pixels.
+"""Peak memory and seconds per megapixel at increasing sizes: both must be bounded by the tile and linear in the pixels.
 
     python benchmarks/sizes.py [--megapixels 1 4 16 100] [--shape H W] [--steps 3] [--tile 512] [--prior embedded]
 
-A made pair, grey infrared and coloured visible, 8 bits each, from array to fused array; every size in a process of its
-own, whose peak resident memory (the weights and libraries included) is reported, with seconds of the clock and of the
-processors (which other work on the machine distorts less). `--prior paper` is the network of the
+A synthetic pair, grey infrared and coloured visible, 8 bits each, from array to fused array; every size in a separate
+process, whose peak resident memory (including weights and libraries) is reported, with wall-clock and CPU seconds
+(CPU time is less affected by other work on the machine). `--prior paper` is the network of the
 paper's prior, 552 M parameters, with random weights: for memory and time, not for images.
 """
 

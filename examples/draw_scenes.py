@@ -1,4 +1,4 @@
-"""Draw the scenes that `ddfm demo` fuses, from nothing, with known truth: python examples/draw_scenes.py FOLDER."""
+"""Draw the synthetic scenes that `ddfm demo` fuses, with known ground truth: python examples/draw_scenes.py FOLDER."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A head: one map of tissues, imaged as MRI and as PET, SPECT or CT.
+"""A head phantom: one tissue map, imaged as MRI and as PET, SPECT or CT.
 
 x and y in units of half the image's shorter side, y downwards, the nose at the top.
 """
@@ -54,15 +54,15 @@ SIGNAL = {
 
 
 def head_phantom(size: tuple[int, int] = (256, 256), kind: str = "pet", seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A slice through a made head in MRI and in a second modality, registered to the pixel.
+    """A slice through a synthetic head in MRI and in a second modality, registered pixel by pixel.
 
-    A small tumour on the image's left takes up tracer but has the MRI signal of the tissue around it; a lesion
-    with a bright rim on the right shows in MRI and takes up none. CT alone shows the bone and three calcifications.
+    A small tumour on the left of the image takes up tracer but has the MRI signal of the tissue around it; a lesion
+    with a bright rim on the right shows in MRI and takes up none. Only CT shows the bone and three calcifications.
 
     Args:
         size: (H, W) in pixels; the head fills the shorter side.
         kind: "pet", "ct" or "spect".
-        seed: the folds, the bias field and the noise vary with it.
+        seed: for the folds, the bias field and the noise.
 
     Returns:
         mri (H, W) uint8, T1-weighted; and PET or SPECT (H, W, 3) uint8, RGB pseudo-colour on black, or CT (H, W)
@@ -102,8 +102,8 @@ def head_phantom(size: tuple[int, int] = (256, 256), kind: str = "pet", seed: in
 def _anatomy(
     x: np.ndarray, y: np.ndarray, unit: float, rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Shares of the tissues of `SIGNAL`, together 1 inside the head; the tumour; calcifications; each (h, w)."""
-    edge = 0.012  # boundaries are this soft
+    """Fractions of the tissues in `SIGNAL`, which sum to 1 inside the head; the tumour; calcifications; each (h, w)."""
+    edge = 0.012  # width of soft boundaries
 
     def above(value: np.ndarray) -> np.ndarray:
         return np.clip(value / edge + 0.5, 0, 1)
@@ -116,15 +116,15 @@ def _anatomy(
         u, v = np.abs(x + bend[0]) - cx if cx else x, y + bend[1] - cy
         return above((1 - np.hypot((c * u + s * v) / rx, (c * v - s * u) / ry)) * min(rx, ry))
 
-    # Depth below the skin. Egg-shaped, wider at the back, not quite regular.
+    # Depth below the skin: egg-shaped, wider at the back, slightly irregular.
     wobble = 0.009 * _smooth(rng, x.shape, 0.35 * unit)
     depth = (1 - np.hypot(x / (0.735 + 0.05 * y), y / 0.93)) * 0.80 + wobble
     head, bone = above(depth), above(depth - 0.052)
     inside = above(depth - 0.112 - 0.006 * _smooth(rng, x.shape, 0.1 * unit))
     below = depth - 0.130  # depth below the surface of the brain
 
-    # Folds: band-passed noise winds like a cortex. Drawn over angle and depth, so that furrows run inwards, the same
-    # for both halves, and over x and y, different for each.
+    # Folds: band-passed noise winds like a cortex. One part is drawn over angle and depth, so that furrows run inwards,
+    # the same for both halves; the other over x and y, different for each half.
     n = 1024
     strip = _smooth(rng, (n, n), 0.030 * n / 4.4, band=True)
     bent = 0.05 * n / 4.4 * _smooth(rng, x.shape, 0.12 * unit)
@@ -169,8 +169,8 @@ def _anatomy(
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], sigma: float, band: bool = False) -> np.ndarray:
-    """Noise of unit variance smoothed to `sigma` pixels; band: without what is twice as smooth."""
-    # Drawn coarsely and enlarged, so that the same seed gives about the same field at every size.
+    """Noise of unit variance smoothed to `sigma` pixels; band: minus the same smoothed to twice that."""
+    # Drawn on a coarse grid and enlarged, so that the same seed gives about the same field at every size.
     step = max(sigma / 3, 1.0)
     small = rng.standard_normal((int(shape[0] / step) + 8, int(shape[1] / step) + 8))
     field = cv2.GaussianBlur(small, (0, 0), sigma / step)

@@ -53,7 +53,7 @@ def test_memory_that_does_not_suffice_is_a_sentence():
         with pytest.raises((MemoryError, RuntimeError)) as error:
             ask()
         sentence = out_of_memory(error.value)
-        assert sentence is not None and "more were asked for" in sentence and "are free" in sentence
+        assert sentence is not None and "more were requested" in sentence and "are free" in sentence
     for error in (
         MemoryError(),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),

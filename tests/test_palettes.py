@@ -78,7 +78,7 @@ def test_beside_a_photo_a_painted_thermal_image_is_its_brightness(tmp_path):
     images.write(tmp_path / "thermal.png", thermal, 8)
     scene = Scene.read([tmp_path / "thermal.png", tmp_path / "photo.png"])
     assert [source.pixels.ndim for source in scene.sources] == [2, 3]
-    assert any("thermal.png has the colours of a palette" in finding for finding in scene.findings)
+    assert any("thermal.png is a false-colour image" in finding for finding in scene.findings)
     alone = Scene.read([tmp_path / "thermal.png", tmp_path / "thermal.png"])  # whose colours else?
     assert [source.pixels.ndim for source in alone.sources] == [3, 3]
 
@@ -86,6 +86,6 @@ def test_beside_a_photo_a_painted_thermal_image_is_its_brightness(tmp_path):
 def test_beside_a_photo_the_pipeline_too_takes_the_brightness_of_a_palette(tiny_prior):
     photo = np.dstack([blobs(k) for k in (1, 2, 3)]).astype(np.float32)
     thermal = painted(blobs(0), "ironbow")
-    with pytest.warns(UserWarning, match="Source 1 has the colours of a palette"):
+    with pytest.warns(UserWarning, match="Source 1 is a false-colour image"):
         fused = tiny_prior([thermal, photo], num_inference_steps=1).images
     assert np.array_equal(fused, tiny_prior([luma(thermal), photo], num_inference_steps=1).images)

@@ -1,14 +1,14 @@
-"""A night street, thermal and visible, traced in perspective; what each sensor sees follows from the scene alone.
+"""A night street in perspective, thermal and visible, both rendered from the same scene.
 
-Lamps, shop windows and headlights light the visible image and the wet road mirrors it; the thermal image shows the
-warmth of the same surfaces.
+Lamps, shop windows and headlights light the visible image and are reflected by the wet road; the thermal image shows
+the warmth of the same surfaces.
 
     world       lengths, colours, the lights, and random textures
-    view        where a point of the scene is in the image; polygons painted over it
+    view        projection of the scene into the image; polygons painted over it
     houses      house fronts and the sky behind them, pixel by pixel
     ground      the road and the pavements, pixel by pixel
     furniture   lamps, cars and people, painted from far to near
-    cameras     what the two cameras make of light and warmth
+    cameras     the two cameras' images of light and warmth
 
 Images of the scene are float32 (h, w, 4): linear red, green, blue, and warmth, each about 0 to 1.
 """
@@ -27,14 +27,14 @@ __all__ = ["night_street"]
 
 
 def night_street(size: tuple[int, int] = (480, 640), seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A night street in thermal infrared and in visible light, registered to the pixel.
+    """A night street in thermal infrared and in visible light, registered pixel by pixel.
 
-    Some walkers stand in the dark and show in infrared only; signs, lamplight, brickwork and road markings have
-    no warmth of their own and show in the visible image only.
+    Some people stand in the dark and show only in the infrared image; signs, lamplight, brickwork and road markings
+    emit no heat and show only in the visible image.
 
     Args:
         size: (H, W) in pixels.
-        seed: houses, windows, textures and noise vary with it; the same seed gives the same images.
+        seed: for houses, windows, textures and noise; the same seed gives the same images.
 
     Returns:
         infrared (H, W) uint8, warm is bright; visible (H, W, 3) uint8, RGB.

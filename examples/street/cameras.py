@@ -1,4 +1,4 @@
-"""What the cameras make of the scene's light and warmth."""
+"""Renders the light and warmth of the scene as the two cameras would."""
 
 import cv2
 import numpy as np
@@ -8,7 +8,7 @@ EXPOSURE = 3.0
 
 
 def night_camera(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Linear light (H, W, 3) to a uint8 image: glow around what is bright, exposure, gamma, sensor noise."""
+    """Linear light (H, W, 3) to a uint8 image: glow around bright areas, exposure, gamma, sensor noise."""
     h = light.shape[0]
     bright = np.minimum(light, 12)
     for share, sigma in ((0.10, h / 160), (0.04, h / 40), (0.012, h / 12)):
@@ -19,7 +19,7 @@ def night_camera(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def thermal_camera(heat: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Warmth (H, W), 0 to 1, to a uint8 image: soft optics, noise, and the columns of the detector."""
+    """Warmth (H, W), 0 to 1, to a uint8 image: soft optics, noise, and the detector's column pattern."""
     h, w = heat.shape
     soft = cv2.GaussianBlur(heat, (0, 0), 1.1 * h / 480)
     columns = cv2.GaussianBlur(rng.normal(0, 1, (1, w)), (0, 0), 0.6)

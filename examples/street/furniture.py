@@ -1,4 +1,4 @@
-"""Lamps, cars and people: polygons, painted from far to near over what is behind them."""
+"""Lamps, cars and people: polygons, painted from far to near over the background."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from street.world import CARS, DEAD_LAMP, EYE_X, LAMPS, OVERHANG, PEOPLE, SODIUM
 
 
 def paint_furniture(painter: Painter, lights: Sequence[Light]) -> None:
-    """Everything that stands in the street."""
+    """Everything standing in the street."""
     todo: list[tuple[float, Any, tuple[Any, ...]]] = [(z, _lamp, (x, z)) for x, z in [*LAMPS, DEAD_LAMP]]
     todo += [(car[1], _car, car) for car in CARS]
     todo += [(person[1], _person, person) for person in PEOPLE]
@@ -46,7 +46,7 @@ def _person(
     coat: Any,
     facing: int,
 ) -> None:
-    """Someone of `tall` metres; stride 0 stands, 1 walks; facing -1, 0, 1: to the left, the camera, the right."""
+    """A person `tall` metres tall; stride 0 stands, 1 walks; facing -1, 0, 1: left, the camera, right."""
     s = tall / 1.78
     light = irradiance(lights, x, 1.2, z, None)
     cloth, dark = f32(coat) * light, 0.06 * light
@@ -90,7 +90,7 @@ REAR = [[0, 0.32], [0, 0.72], [0.10, 0.98], [0.62, 1.43]]
 PROFILE = f32([*REAR, [1.95, 1.48], [2.85, 1.02], [3.85, 0.86], [4.15, 0.62], [LENGTH, 0.3]])
 PANES = f32([[0.55, 1.02], [0.80, 1.34], [1.92, 1.38], [2.62, 1.02]])
 HUBS = f32([[0.80, 0.31], [3.38, 0.31]])
-REAR_WINDOW, WINDSCREEN, BONNET, FRONT = 2, 4, (5, 6), 7  # which stretches of PROFILE
+REAR_WINDOW, WINDSCREEN, BONNET, FRONT = 2, 4, (5, 6), 7  # sections of PROFILE
 
 
 def _car(painter: Painter, lights: Sequence[Light], *car: Any) -> None:
@@ -122,16 +122,16 @@ class _Car:
         self.near = -0.85 if self.x > EYE_X else 0.85  # the flank that the camera sees
 
     def polygon(self, points: Any, colour: Any, warmth: float) -> None:
-        """Of points of the car."""
+        """The given points of the car."""
         placed = [(self.x + px, float(height), self.z + float(depth)) for px, (depth, height) in points]
         self.painter.polygon(placed, colour, warmth)
 
     def upright(self, left: float, right: float, low: float, high: float, depth: float) -> Any:
-        """The corners of a rectangle that faces us."""
+        """The corners of a rectangle that faces the camera."""
         return [(left, (depth, low)), (right, (depth, low)), (right, (depth, high)), (left, (depth, high))]
 
     def turned(self, outline: np.ndarray) -> np.ndarray:
-        """An outline from the side, of the car as it stands."""
+        """A side outline of the car in its position."""
         return outline * [-1, 1] + [LENGTH, 0] if self.oncoming else outline
 
     def paint_underside(self) -> None:
@@ -143,7 +143,7 @@ class _Car:
         self.polygon(self.upright(-0.8, 0.8, 0.02, 0.4, 0.1), 0.002, 0.33 + 0.30 * self.engine)
 
     def paint_top(self) -> None:
-        """What one sees along the profile: ends, windows, roof and bonnet, the farthest first."""
+        """The visible parts of the profile: ends, windows, roof and bonnet, the farthest first."""
         profile = self.turned(PROFILE[::-1] if self.oncoming else PROFILE)
         stretches = len(profile) - 1
         for i in sorted(range(stretches), key=lambda i: -(profile[i][0] + profile[i + 1][0])):
@@ -178,7 +178,7 @@ class _Car:
                 self.polygon(ring, tone * lit, warmth)
 
     def paint_end(self) -> None:
-        """The end that faces us: headlights and grille, or tail lights, number plate and exhaust."""
+        """The end that faces the camera: headlights and grille, or tail lights, number plate and exhaust."""
         x, z, engine, stroke = self.x, self.z, self.engine, self.painter.stroke
         if self.oncoming:
             for px in (-0.62, 0.62):

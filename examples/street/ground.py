@@ -1,4 +1,4 @@
-"""The road and the pavements, pixel by pixel: dry, or wet and mirroring what stands on them."""
+"""The road and the pavements, pixel by pixel: dry, or wet and reflecting the objects on them."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from street.world import CARS, EYE, EYE_X, KERB, PEOPLE, Light, Texture, hazy, i
 
 
 def ground(view: View, texture: Texture, lights: Sequence[Light], mirror: np.ndarray) -> np.ndarray:
-    """The n pixels that see the ground (n, 4); where it is wet they show `mirror` (h, w, 4), smeared downwards."""
+    """The n ground pixels (n, 4); where it is wet they show `mirror` (h, w, 4), smeared downwards."""
     z = EYE / -view.up[view.below]
     x = EYE_X + view.right[view.below] * z
     road = np.abs(x) < KERB

@@ -19,13 +19,13 @@ TINTS = np.array([[0.32, 0.15, 0.10], [0.38, 0.32, 0.25], [0.25, 0.25, 0.28]], n
 
 @dataclass
 class Front:
-    """n points of house fronts and how they look. What is painted later hides what was there before.
+    """n points of house fronts and how they look. Later painting hides earlier painting.
 
     Attributes:
         house: (n,), which house each point belongs to.
         u, v: (n,), metres along the front, from left to right as seen from the street, and up.
         fine: (n,), 0 to 1: small patterns fade with the distance before they alias.
-        light: (n, 3), of its own.
+        light: (n, 3), emitted.
         albedo: (n, 3).
         warmth: (n,).
     """
@@ -51,7 +51,7 @@ class Houses:
         self.pitch = rng.uniform(2.2, 2.7, n).astype(np.float32)  # from window to window
         self.lit = rng.uniform(0.25, 0.5, n).astype(np.float32)  # share of the windows
         self.shop = np.ones(n, bool)
-        # The nearest house on the left is dark and shut: that is where people stand unseen.
+        # The nearest house on the left is dark and shut: there people stand unseen.
         self.lit[0], self.shop[[0, 3, 8, n - 1]] = 0.10, False
         self.neon = NEON[rng.permutation(n) % len(NEON)]
         self.signs = np.stack([_sign(SIGNS[k % len(SIGNS)]) for k in range(n)])

@@ -19,11 +19,11 @@ class View:
         rows, cols = np.mgrid[0:h, 0:w].astype(np.float32)
         self.right = (cols + 0.5 - w / 2) / self.focal  # how far a pixel's ray goes per metre of z
         self.up = (HORIZON * h - rows - 0.5) / self.focal
-        self.below = self.up * front(self.right) < -EYE  # the pixels that see the ground
+        self.below = self.up * front(self.right) < -EYE  # the pixels that show the ground
 
 
 def front(right: np.ndarray) -> np.ndarray:
-    """How far away (z) the house front is that a ray meets."""
+    """The distance (z) of the house front that each ray meets."""
     return np.minimum(np.where(right > 0, WALL - EYE_X, WALL + EYE_X) / np.maximum(np.abs(right), 1e-6), END)
 
 

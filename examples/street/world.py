@@ -1,4 +1,4 @@
-"""What all parts of the scene share: lengths, colours, the lights, and random textures.
+"""Shared by all parts of the scene: lengths, colours, the lights, and random textures.
 
 Lengths in metres; x to the right, y up, z along the street, the camera at (EYE_X, EYE, 0).
 """
@@ -15,7 +15,7 @@ WALL, KERB, END = 7.4, 4.4, 90.0  # house fronts at x = -WALL and WALL; a house 
 EDGES = np.array([6.0, 18.5, 29.0, 40.0, 54.0, 70.0, END], np.float32)  # where one house meets the next
 LAMPS = [(-4.9, 26.0), (-4.9, 44.0), (-4.9, 64.0), (4.9, 13.0), (4.9, 34.0), (4.9, 54.0), (4.9, 74.0)]  # x, z
 DEAD_LAMP = (-4.9, 16.0)
-OVERHANG = 0.84  # a lamp hangs at this times its pole's x
+OVERHANG = 0.84  # x of a lamp relative to that of its pole
 SODIUM, WARM, COOL = np.array([[1.0, 0.58, 0.24], [1.0, 0.72, 0.38], [0.62, 0.82, 1.0]], np.float32)
 
 # x, z, height, stride, coat, facing
@@ -87,7 +87,7 @@ def hazy(light: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 class Texture:
-    """Randomness that is fixed to places of the scene."""
+    """Random values fixed to places in the scene."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.tile = rng.standard_normal((256, 256)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""False colours: one source as a palette's colours over the fused image, and which sources came that way."""
+"""False colours: overlays one source on the fused image with a palette, and detects false-colour sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ddfm.errors import InputError
 
-# Stops of the palette that thermographers call ironbow: cold black, blue, purple, orange, yellow, hot white.
+# Stops of the palette known as ironbow: black (cold), blue, purple, orange, yellow, white (hot).
 _IRONBOW = np.array([[0, 0, 0], [32, 0, 140], [150, 0, 155], [230, 80, 20], [255, 190, 0], [255, 255, 245]]) / 255
 PALETTES = {
     "ironbow": None,
@@ -19,17 +19,17 @@ PALETTES = {
     "turbo": cv2.COLORMAP_TURBO,
 }
 
-PALETTE_IGNORED = "has the colours of a palette: its brightness is fused, the colours are those of the photo."
+PALETTE_IGNORED = "is a false-colour image: its brightness is fused, the colours are those of the photo."
 
-# Of 451 photos none has colours in a curve by these, of thermal images most (see `is_false_colour`).
-SAMPLES = 8000  # colours looked at
-NEAR = 0.12  # colours as near as this, of a cube of side 1, show which way the curve runs
-WIDTH = 0.04  # its variance across, relative to that along it
-HUES = 0.045  # spread of the second direction of hues
+# With these, the colours of most thermal images lie along a curve, those of none of 451 photos (`is_false_colour`).
+SAMPLES = 8000  # colours examined
+NEAR = 0.12  # colours at most this far apart, in a unit cube, show the direction of the curve
+WIDTH = 0.04  # the variance across the curve, relative to that along it
+HUES = 0.045  # spread of the hues in their second direction
 
 
 def painted(values: np.ndarray, palette: str) -> np.ndarray:
-    """Values (H, W) in [0, 1] as a palette's colours, float32 (H, W, 3) in [0, 1]. Raises InputError."""
+    """Values (H, W) in [0, 1] in the colours of a palette, float32 (H, W, 3) in [0, 1]. Raises InputError."""
     if palette not in PALETTES:
         raise InputError(f"The palette must be one of {', '.join(PALETTES)}, not {palette[:80]}.")
     if (code := PALETTES[palette]) is None:
@@ -55,7 +55,7 @@ def overlaid(
         InputError: no such palette, or a blend outside [0, 1].
     """
     if not 0 <= blend <= 1:
-        raise InputError(f"The blend is between 0 and 1, not {blend:g}.")
+        raise InputError(f"The blend must be between 0 and 1, not {blend:g}.")
     colours = painted(values, palette)
     if fused.ndim == 2:
         fused = np.repeat(fused[..., None], 3, axis=-1)
@@ -65,9 +65,9 @@ def overlaid(
 
 
 def beside_photos(images: Sequence[np.ndarray]) -> list[int]:
-    """Which of a scene's images, (H, W) or (H, W, 3) in [0, 1], are painted with a palette beside one that is not.
+    """The indices of a scene's false-colour images, (H, W) or (H, W, 3) in [0, 1], if another one is a photo.
 
-    Of these the brightness is to be fused: their colours would mix into the photo's.
+    Only their brightness should be fused, since their colours would mix with those of the photo.
     """
     coloured = [k for k, image in enumerate(images) if image.ndim == 3]
     if len(coloured) < 2:
@@ -77,11 +77,11 @@ def beside_photos(images: Sequence[np.ndarray]) -> list[int]:
 
 
 def is_false_colour(pixels: np.ndarray) -> bool:
-    """Whether an image (H, W, 3) in [0, 1] shows one quantity by a palette, as thermal cameras save it.
+    """Whether an image (H, W, 3) in [0, 1] shows one quantity in the colours of a palette, as thermal cameras save it.
 
-    Its colours then lie along a curve that bends through hues: near each of them the others spread in one direction,
-    and all of them in more than one hue. Seen where the image is smooth, since edges and JPEG mix colours. A scale or a
-    logo in a corner does no harm; sepia and grey are one hue and are not meant.
+    Its colours then lie along a curve that bends through hues: the neighbours of each colour spread in one direction,
+    and all colours together over more than one hue. Only smooth areas are examined, since edges and JPEG mix colours.
+    A scale or a logo in a corner does no harm; sepia and grey have a single hue and do not count.
     """
     height, width = pixels.shape[:2]
     image = pixels.astype(np.float32)

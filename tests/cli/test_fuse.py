@@ -286,7 +286,7 @@ def test_assumed_aligned_is_resized_and_said(fuse, sensors):
     code, _, err = fuse("--assume-aligned", "--frame", "first", sources=("small.png", "large.png"))
     assert code == 0 and "resized from 180x140 to 72x56" in err
     assert "drop one" in complaint(fuse("--assume-aligned", "--align", "force", "--overwrite"))
-    assert "--align is" in complaint(fuse("--align", "yes", "--overwrite"))
+    assert "--align must be" in complaint(fuse("--align", "yes", "--overwrite"))
 
 
 def test_quiet_says_nothing(fuse):

@@ -125,7 +125,7 @@ def test_where_nothing_can_be_written(tmp_path):
         (tmp_path / "a.jpg", 16, "16 bits"),
         (tmp_path / "none" / "a.png", 8, "does not exist"),
         (tmp_path / "file" / "a.png", 8, "folder"),
-        ("a\0.png", 8, "possible"),
+        ("a\0.png", 8, "valid file name"),
     ]:
         with pytest.raises(InputError, match=word) as error:
             images.write(target, picture((4, 4)), bits)

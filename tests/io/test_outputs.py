@@ -93,7 +93,7 @@ def test_names_that_lead_nowhere(tmp_path):
     (tmp_path / "file").touch()
     outputs = Outputs([tmp_path / "loop.png", "nul\0.png", tmp_path / "absent"], overwrite=True)
     refused(outputs, tmp_path / "loop.png", "links lead in a circle")
-    refused(outputs, tmp_path / "nul\0.png", "not a possible file name")
+    refused(outputs, tmp_path / "nul\0.png", "not a valid file name")
     refused(outputs, tmp_path / ("x" * 5000), "too long")
     for name in ("dangling.png", "other/x.png", "file/x.png", os.fsdecode(b"\xff.png")):
         outputs.claim(tmp_path / name)  # whether it can be written is for `images.check_target`

@@ -167,7 +167,7 @@ def test_a_pattern_for_each_folder(made, tmp_path):
         (["{id}_T.jpg"], "two or more"),
         (["{id}_T.jpg", "V.jpg"], r"needs \{id\}"),
         (["{id}_T.jpg", "{name}{id}_V.jpg"], r"needs \{id\}"),
-        (["{id}_T.jpg", "{id}_X.jpg"], "No files belong together"),
+        (["{id}_T.jpg", "{id}_X.jpg"], "No files match"),
         (["{id}_*.jpg", "{id}.jpg"], "ambiguous"),
     ],
 )

@@ -172,7 +172,7 @@ def test_beside_another_file_its_temperatures_are_read(tmp_path, camera, monkeyp
     assert ranged.sources[0].unit == "°C" and "was not applied" in " ".join(ranged.findings)
     monkeypatch.setitem(sys.modules, "flyr", None)
     scene = Scene.read([path, other], align="skip")
-    assert scene.sources[0].unit == "" and "is taken instead of its temperatures" in scene.findings[0]
+    assert scene.sources[0].unit == "" and "is used instead of its temperatures" in scene.findings[0]
 
 
 def test_what_a_camera_cannot_have_meant_is_refused(tmp_path, camera, monkeypatch):

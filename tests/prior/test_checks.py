@@ -92,7 +92,7 @@ def test_a_network_of_impossible_numbers(folder, key, value):
     path = folder / FILES[0]
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {key: [value, value] if key == "block_out_channels" else value}))
-    refused(lambda: load_prior(folder), "what no network has")
+    refused(lambda: load_prior(folder), "which no network has")
 
 
 @pytest.mark.parametrize(

@@ -210,12 +210,12 @@ def test_far_apart_and_unplaced(tmp_path):
             Scene.read([near, tmp_path / "bad.nii"])
 
 
-def test_a_file_that_does_not_say_where_it_lies_is_named_with_what_to_do(tmp_path):
+def test_a_file_without_world_coordinates_is_named_with_what_to_do(tmp_path):
     near = save_nifti(tmp_path / "near.nii", FRAME)
     for name, shape, reading, word in (
-        ("small", (20, 20, 20), {}, r"small\.nii is 20x20x20 and .*near\.nii 44x40x28, and .*small\.nii does not say"),
-        ("thick", FRAME.shape[::-1], {}, r"thick\.nii has .* mm and .*near\.nii .* mm, and .*thick\.nii does not say"),
-        ("rigid", FRAME.shape[::-1], {"rigid": True}, r"rigid\.nii does not say where it lies"),
+        ("small", (20, 20, 20), {}, r"small\.nii is 20x20x20 and .*near\.nii 44x40x28, and .*small\.nii has no world"),
+        ("thick", FRAME.shape[::-1], {}, r"thick\.nii has .* mm and .*near\.nii .* mm, and .*thick\.nii has no world"),
+        ("rigid", FRAME.shape[::-1], {"rigid": True}, r"rigid\.nii has no world coordinates"),
     ):
         image = nibabel.Nifti1Image(np.ones(shape, np.int16), None)
         image.header.set_zooms((1.0, 1.0, 9.0))

@@ -76,7 +76,7 @@ def test_a_folder_of_a_dicom_series_is_a_volume_not_its_slices(prior, tmp_path):
     save_dicom(tmp_path / "pet" / "x.dcm", volume[:1])
     out = tmp_path / "out"
     result = batch([tmp_path / "mri", tmp_path / "pet"], out, prior=prior, **QUICK)
-    assert result.failed == {} and "4 folders are taken as DICOM series" in result.notes[0]
+    assert result.failed == {} and "4 folders are read as DICOM series" in result.notes[0]
     assert {str(path.relative_to(out)) for path in result.fused} == {"p1.dcm", "day 2/p2.dcm", "x.png"}
     assert images.read_any(out / "p1.dcm").pixels.shape == (3, 17, 20)
 

@@ -118,7 +118,7 @@ def test_a_bad_pair_of_each_kind_is_a_row(nodes, prior, tmp_path):
 @pytest.mark.parametrize(
     "table, sentence",
     [
-        ("ir,vi,output\na.png,b.png,x\nc.png,d.png,./x\n", "Two rows write one file"),
+        ("ir,vi,output\na.png,b.png,x\nc.png,d.png,./x\n", "Two rows write to the same file"),
         ("a.png,b.png\nc.png,d.png\n", "needs a header"),
         ("ir\na.png\n", "needs a header"),
         ("", "needs a header"),

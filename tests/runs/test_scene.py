@@ -319,12 +319,12 @@ def test_a_result_is_never_written_onto_a_source(volumes):
     ("changes", "sentence"),
     [
         ({"fram": 1}, "fram is not a field of Reading; its fields are align, "),
-        ({"frame": "third"}, "frame is auto, first, second or"),
-        ({"frame": 0.5}, "frame is the number"),
-        ({"align": "maybe"}, "align is auto, dense, force or skip"),
-        ({"value_range": 5}, "value_range is two numbers"),
-        ({"value_range": (1, 2, 3)}, "value_range is two numbers"),
-        ({"normalise": "maybe"}, "normalise is true or false"),
+        ({"frame": "third"}, "frame must be auto, first, second or"),
+        ({"frame": 0.5}, "frame must be the number"),
+        ({"align": "maybe"}, "align must be auto, dense, force or skip"),
+        ({"value_range": 5}, "value_range must be two numbers"),
+        ({"value_range": (1, 2, 3)}, "value_range must be two numbers"),
+        ({"normalise": "maybe"}, "normalise must be true or false"),
         ({"rig": "absent.json"}, "absent.json does not exist"),
         ({"rig": identity((16, 20)), "align": "auto"}, "and so does align=auto: drop one of them"),
         ({"rig": identity((16, 20)), "align": "skip"}, "and so does align=skip: drop one of them"),
@@ -369,7 +369,7 @@ def test_a_source_that_shows_nothing_is_said(tmp_path):
     images.write(tmp_path / "dark.png", np.zeros((20, 24)))
     images.write(tmp_path / "vis.png", made_image(20, 24) / 255)
     (said,) = Scene.read([tmp_path / "dark.png", tmp_path / "vis.png"]).findings
-    assert said.endswith("dark.png has the same value everywhere: it shows nothing.")
+    assert said.endswith("dark.png has the same value everywhere, so it shows nothing.")
 
 
 def test_a_range_is_for_the_files_that_have_its_unit(tmp_path):
@@ -388,4 +388,4 @@ def test_a_range_beyond_which_most_of_a_file_lies_is_said(tmp_path):
     images.write(tmp_path / "grey.png", np.random.default_rng(1).random((24, 24)))
     tifffile.imwrite(tmp_path / "celsius.tif", np.linspace(15, 65, 24 * 24, dtype=np.float32).reshape(24, 24))
     (said,) = Scene.read([tmp_path / "celsius.tif", tmp_path / "grey.png"], value_range=(20, 60)).findings
-    assert "grey.png has 8" in said and said.endswith("% of its pixels beyond 20 to 60, clipped.")
+    assert "grey.png has 8" in said and said.endswith("% of its pixels outside 20 to 60; they are clipped.")

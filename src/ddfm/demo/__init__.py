@@ -1,4 +1,4 @@
-"""The scenes that `ddfm demo` fuses, rendered once and shipped; what drew them is in `examples/`."""
+"""The scenes that `ddfm demo` fuses, rendered once and bundled; the code that drew them is in `examples/`."""
 
 from ddfm.demo.panels import side_by_side
 from ddfm.demo.scenes import SCENES, save_scenes

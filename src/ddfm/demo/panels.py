@@ -1,21 +1,21 @@
-"""Images in a row, each with its caption."""
+"""Images side by side, with captions."""
 
 import cv2
 import numpy as np
 
 
 def side_by_side(panels: list[np.ndarray], labels: list[str]) -> np.ndarray:
-    """Images in a row, each with its caption in a strip below.
+    """Images side by side, each with its caption in a strip below.
 
     Args:
         panels: uint8, (H, W) or (H, W, 3) RGB; they are scaled to the height of the first.
-        labels: one caption for each, ASCII.
+        labels: One caption per panel, ASCII.
 
     Returns:
         (H', W', 3) uint8, RGB.
 
     Raises:
-        ValueError: no panels, not as many labels, or a panel of another type.
+        ValueError: no panels, a different number of labels, or a panel of another type.
     """
     if not panels or len(panels) != len(labels):
         raise ValueError(f"side_by_side needs a label for each panel, not {len(labels)} for {len(panels)}")

@@ -1,4 +1,4 @@
-"""The demo's scenes: image files in this folder, made by `examples/draw_scenes.py`."""
+"""The demo's scenes: image files in this folder, drawn by `examples/draw_scenes.py`."""
 
 import os
 from pathlib import Path
@@ -15,17 +15,17 @@ SCENES = {
 
 
 def save_scenes(folder: str | os.PathLike[str], overwrite: bool = False) -> dict[str, tuple[Path, Path]]:
-    """Copy the scenes into `folder`, which is made if need be.
+    """Copy the scenes into `folder`.
 
     Args:
-        folder: Where they go.
-        overwrite: Whether other files of these names may be replaced.
+        folder: The target folder, created if it does not exist.
+        overwrite: Whether other files with these names may be replaced.
 
     Returns:
-        By scene, its two files in the order of `ddfm.fuse`: (infrared, visible) or (MRI, the other).
+        For each scene, its two files in the order of `ddfm.fuse`: (infrared, visible) or (MRI, the other).
 
     Raises:
-        InputError: a file cannot be written, or another one is there.
+        InputError: a file cannot be written, or another file with its name exists.
     """
     folder = Path(folder)
     outputs, files = Outputs([], overwrite), {}
@@ -48,5 +48,5 @@ def _shipped(scene: str, name: str) -> bytes:
 
 
 def _holds(path: Path, data: bytes) -> bool:
-    """Whether a file is there and is this one: an earlier demo's."""
+    """Whether the file exists with these contents, from an earlier demo."""
     return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data

@@ -1,9 +1,8 @@
-"""Bytes of an image file <-> its values: what `images` needs to know about PNG, TIFF and their kin.
+"""Decodes PNG, JPEG, BMP, TIFF, GIF and WebP files, for `images`.
 
-Three libraries, each where it is the one that gets it right: Pillow for 8 bits (palettes, EXIF, profiles, checks for
-damage), tifffile for TIFF, imagecodecs for 16-bit PNG (Pillow makes 8 bits of a coloured one) and inside TIFF. None of
-them is given more than it may claim: width, height, tags and strips are compared with limits before anything is
-decoded.
+Three libraries, each for what it handles correctly: Pillow for 8 bits (palettes, EXIF, profiles, damage), tifffile for
+TIFF, imagecodecs for 16-bit PNG (Pillow reduces colour to 8 bits) and inside TIFF. Width, height, tags and strips are
+checked against limits before anything is decoded.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from ddfm.errors import InputError
 from ddfm.io.profiles import in_srgb
 
 MAX_PIXELS = 2**28  # 16384 x 16384; a float32 RGB image of that size is 3 GiB
-MAX_PACKED = 2**28  # bytes of a file that is read whole before it is decoded, which is all but TIFF
+MAX_PACKED = 2**28  # bytes of a file that is read in full before it is decoded, which is all but TIFF
 MAX_VALUES = 2**22  # of a TIFF tag, such as the offsets of its strips
-# Flat images pack well (deflate: 1032 bytes into one), but a larger claim than this is a bomb or a stump.
+# Flat images compress well (deflate: at most 1032 to 1), but beyond this ratio a file is truncated or malicious.
 MAX_PIXELS_A_BYTE = 10_000
 MAX_SCANS = 100  # of a JPEG: progressive ones have about ten, and each, a few bytes long, passes over all pixels
 
-# Opened by class, not by PIL.Image.open: no guessing among forty formats, and the size limit is ours instead of a
-# global of Pillow's.
+# Opened by class, not by PIL.Image.open: no guessing among forty formats, and our size limit instead of Pillow's global
+# one.
 OPENERS: tuple[tuple[bytes, Any], ...] = (
     (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
     (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
@@ -47,25 +46,25 @@ OPENERS: tuple[tuple[bytes, Any], ...] = (
 )
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr", "F", "I")
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# none, three of fax, LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard: what decodes into a given size
+# none, three fax codecs, LZW, JPEG, deflate (two codes), PackBits, LZMA, Zstandard: those that decode to a known size
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000)
 _JPEG_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 _JPEG_SIZE = re.compile(rb"\xff[\xc0-\xc3]..[\x08\x0c](..)(..)", re.DOTALL)
 # Description, make, model, software, date, artist and copyright of a TIFF, and its EXIF and GPS directories.
 _TEXT_TAGS, _IFD_TAGS = (270, 271, 272, 305, 306, 315, 33432), (0x8769, 0x8825)
 _ORIENTATION = 0x0112
-_NO_DATA, _LONGEST_NUMBER = 42113, 64  # GDAL's tag of a GeoTIFF, a number as text
+_NO_DATA, _LONGEST_NUMBER = 42113, 64  # GDAL's nodata tag in a GeoTIFF: a number as text
 
 _lock = threading.Lock()
 _CHATTY = [logging.getLogger(name) for name in ("tifffile", "pydicom", "nibabel.global", "PIL")]
 
 
 class Decoded(NamedTuple):
-    """Values as the file has them, (H, W) or (H, W, 3), upright and without alpha, and what describes them.
+    """The values in a file, (H, W) or (H, W, 3), upright and without alpha, with their metadata.
 
     full: the value of white, such as 4095 for 12 bits, or None for floats and integers that have no such value.
-    translucent: whether the file was so, and is composited over black.
-    no_data: The value of pixels that were not measured, of a TIFF that says so.
+    translucent: whether the file was, and was composited over black.
+    no_data: the value of nodata pixels, if a TIFF names one.
     """
 
     values: np.ndarray
@@ -78,27 +77,27 @@ class Decoded(NamedTuple):
 
 
 def decode(file: BinaryIO, name: str) -> Decoded:
-    """Decode an open PNG, JPEG, BMP, TIFF, GIF or WebP file; `name` is for the sentence of the InputError."""
+    """Decode an open PNG, JPEG, BMP, TIFF, GIF or WebP file; `name` is for errors. Raises InputError."""
     with one_sentence(name):
         size, magic = file.seek(0, os.SEEK_END), (file.seek(0), file.read(8))[1]
         file.seek(0)
         if magic.startswith(TIFF_MAGIC):
             return _decode_tiff(file, size, name)
         if size > MAX_PACKED:
-            raise InputError(f"{name} is larger than {MAX_PACKED >> 20} MiB; save it as TIFF or in smaller images.")
+            raise InputError(f"{name} is larger than {MAX_PACKED >> 20} MiB; save it as TIFF or as smaller images.")
         return _decode(file.read(), name)
 
 
 def decode_pil(image: PIL.Image.Image, name: str) -> Decoded:
-    """The same for an image that is open in Pillow."""
+    """The same for an image opened by Pillow."""
     with one_sentence(name):
         return _from_pil(image, name)
 
 
 @contextlib.contextmanager
 def one_sentence(name: str) -> Iterator[None]:
-    """Turn whatever a decoder does with a broken file into one sentence, and keep it quiet meanwhile."""
-    with _lock, warnings.catch_warnings():  # the lock: filters and loggers belong to the whole process
+    """Turn any error that a decoder raises for a broken file into one sentence, and suppress its messages."""
+    with _lock, warnings.catch_warnings():  # the lock: warning filters and loggers are global to the process
         warnings.simplefilter("ignore")
         loud = [logger for logger in _CHATTY if not logger.disabled]
         for logger in loud:
@@ -123,7 +122,7 @@ def _damaged(name: str) -> InputError:
 
 
 def _check_size(size: tuple[int, int], length: int, name: str) -> None:
-    """Before anything is allocated: the header's width and height against the limits and the file's length."""
+    """Check the header's width and height against the limits and the file's length, before anything is allocated."""
     width, height = size
     if width < 1 or height < 1:
         raise _damaged(name)
@@ -179,7 +178,7 @@ def _from_pil(image: PIL.Image.Image, name: str) -> Decoded:
 def _about(image: PIL.Image.Image) -> dict[str, Any]:
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF is no reason to refuse an image, and raises nearly anything
+    except Exception:  # damaged EXIF can raise almost anything, and is no reason to refuse an image
         orientation = 1
     info = image.info
     return {
@@ -198,7 +197,7 @@ def _decode_tiff(file: BinaryIO, size: int, name: str) -> Decoded:
     with tifffile.TiffFile(file, _multifile=False) as tiff:
         page = tiff.pages.first
         stacked = (page.is_shaped or page.is_imagej) and _stack(page) != 1
-        if stacked or any(not (other.is_reduced or other.is_mask) for other in _next_pages(tiff)):  # but thumbnails
+        if stacked or any(not (other.is_reduced or other.is_mask) for other in _next_pages(tiff)):  # except thumbnails
             raise InputError(f"{name} has several pages; save one of them as an image.")
         _check_page(page, size, name)
         tags = page.tags
@@ -212,12 +211,12 @@ def _decode_tiff(file: BinaryIO, size: int, name: str) -> Decoded:
 
 
 def _check_tags(file: BinaryIO, name: str) -> None:
-    """Before tifffile reads them: no tag that it loads may have millions of values, which a sparse file may claim."""
+    """Before tifffile loads them, check that no tag claims millions of values, as a sparse file can."""
     head = file.read(16)
     order, big = "<" if head[:2] == b"II" else ">", b"+" in head[2:4]
     entry, number = (20, order + "Q") if big else (12, order + "I")
     at, width = struct.unpack_from(number, head, 8 if big else 4)[0], 8 if big else 4
-    for _ in range(17):  # pages, of which more than one are refused; the chain may run in a circle
+    for _ in range(17):  # pages, of which more than one is refused; the chain may be circular
         if not at:
             break
         file.seek(at)
@@ -232,7 +231,7 @@ def _check_tags(file: BinaryIO, name: str) -> None:
 
 
 def _stack(page: Any) -> int:
-    """Images in a series whose further images tifffile or ImageJ wrote behind the only page."""
+    """The number of images in a series that tifffile or ImageJ wrote with a single page."""
     if page.is_imagej:
         return int(dict(line.partition("=")[::2] for line in page.description.splitlines()).get("images", 1))
     shape = json.loads(page.description)["shape"]
@@ -240,7 +239,7 @@ def _stack(page: Any) -> int:
 
 
 def _next_pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    """The second page and on, at most 16: in a damaged file the chain of pages may run in a circle."""
+    """The pages after the first, at most 16: in a damaged file the chain of pages may be circular."""
     for index in range(1, 17):
         try:
             yield tiff.pages[index]
@@ -261,15 +260,15 @@ def _check_page(page: Any, size: int, name: str) -> None:
         raise NotImplementedError
     if page.is_tiled and page.tilewidth * page.tilelength > MAX_PIXELS:
         raise _damaged(name)
-    # The decoder would fill what is missing with zeros and not say so.
+    # The decoder would silently fill missing data with zeros.
     ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
     if not ends or max(ends) > size or min(page.databytecounts) <= 0 or len(ends) < np.prod(page.chunked):
         raise _damaged(name)
 
 
 def _tiff_values(page: Any, file: BinaryIO, name: str) -> tuple[np.ndarray, float | None]:
-    """The values of a page, (H, W[, channels]), white and palette and YCbCr resolved, and the value of white."""
-    if page.compression == 7:  # what a JPEG strip says of its own size is believed by its decoder
+    """The values of a page, (H, W[, channels]), with inversion, palette and YCbCr resolved, and the value of white."""
+    if page.compression == 7:  # the decoder trusts the size in a JPEG strip's header
         room = 4 * max(2**16, page.imagewidth * page.imagelength)
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             file.seek(offset)
@@ -289,11 +288,11 @@ def _tiff_values(page: Any, file: BinaryIO, name: str) -> tuple[np.ndarray, floa
     if page.photometric == 0:
         values = _inverted(values, full)
     elif page.photometric == 3:
-        table = np.asarray(page.colormap).T  # (n, 3), 16 bits; by old writers 8
+        table = np.asarray(page.colormap).T  # (n, 3), 16 bits; 8 from old writers
         values, full = (table >> 8 if table.max() > 255 else table).astype(np.uint8)[values], 255
     elif page.photometric == 6 and page.compression != 7:
         values = np.asarray(PIL.Image.frombytes("YCbCr", values.shape[1::-1], values.tobytes()).convert("RGB"))
-    if 1 in page.extrasamples:  # colour that is already multiplied by alpha is over black as it stands
+    if 1 in page.extrasamples:  # premultiplied colour is already composited over black
         values = values[..., :-1]
     return values, full
 
@@ -306,7 +305,7 @@ def _number(text: Any) -> float | None:
 
 
 def _inverted(values: np.ndarray, full: float | None) -> np.ndarray:
-    """White is zero (MinIsWhite): swapped ends, of the data type, of [0, 1], or of floats in their own unit."""
+    """Invert MinIsWhite values: within the data type, within [0, 1], or within the range of other floats."""
     if values.dtype.kind == "f":
         low, high = float(values.min()), float(values.max())
         return (1 if low >= 0 and high <= 1 else low + high) - values
@@ -314,7 +313,7 @@ def _inverted(values: np.ndarray, full: float | None) -> np.ndarray:
 
 
 def _tiff_exif(file: BinaryIO) -> bytes | None:
-    """What EXIF holds of a TIFF's tags: camera, date, the EXIF and GPS directories; not how its pixels are stored."""
+    """The EXIF data among a TIFF's tags: camera, date, the EXIF and GPS directories; not how its pixels are stored."""
     try:
         file.seek(0)
         stored, exif = PIL.Image.Exif(), PIL.Image.Exif()
@@ -322,17 +321,17 @@ def _tiff_exif(file: BinaryIO) -> bytes | None:
         exif.update({tag: stored[tag] for tag in _TEXT_TAGS if tag in stored})
         exif.update({tag: stored.get_ifd(tag) for tag in _IFD_TAGS if tag in stored})
         return exif.tobytes() if len(exif) else None
-    except Exception:  # as of other files: damaged EXIF is no reason to refuse an image
+    except Exception:  # as in other files: damaged EXIF is no reason to refuse an image
         return None
 
 
-# ---- what all formats have in common
+# ---- common to all formats
 
 
 def _finished(
     values: np.ndarray, full: float | None, orientation: Any = 1, icc: Any = None, dpi: Any = None, exif: Any = None
 ) -> Decoded:
-    """Alpha, grey stored as colour, colour profile, orientation, resolution."""
+    """Resolve alpha, grey stored as colour, colour profile, orientation and resolution."""
     values, translucent = _without_alpha(values, full)
     if values.ndim == 3 and all(np.array_equal(values[..., 0], values[..., c]) for c in (1, 2)):
         values = values[..., 0]
@@ -347,7 +346,7 @@ def _finished(
 
 
 def _without_alpha(values: np.ndarray, full: float | None) -> tuple[np.ndarray, bool]:
-    """(H, W, 2) and (H, W, 4) to grey and RGB, composited over black if alpha is below full scale anywhere: whether."""
+    """Grey or RGB without alpha, composited over black if alpha is below full scale anywhere; and whether it was."""
     if values.ndim == 2 or values.shape[2] == 3:
         return values, False
     colour, alpha = (values[..., :-1], values[..., -1:]) if values.shape[2] > 1 else (values, None)
@@ -361,7 +360,7 @@ def _without_alpha(values: np.ndarray, full: float | None) -> tuple[np.ndarray, 
 
 
 def _upright(values: np.ndarray, orientation: Any) -> np.ndarray:
-    """Undo EXIF orientation 1 to 8 (TIFF 6.0, tag 274): which sides of the scene row 0 and column 0 are."""
+    """Undo EXIF orientation 1 to 8 (TIFF 6.0, tag 274), which says which sides of the scene row 0 and column 0 are."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,7 +1,7 @@
-"""Reading DICOM, by pydicom: one image, a multi-frame image, or a series of images in a folder.
+"""Reads DICOM with pydicom: one image, a multi-frame image, or a series of images in a folder.
 
-A file's values are read in its unit (Hounsfield units, Bq/ml; SUV where the header has what it takes), its padding is
-known as such, and its frames are put in order along their normal.
+Values are read in the file's unit (Hounsfield units, Bq/ml; SUV if the header suffices), padding is recognised,
+and frames are sorted along their normal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ddfm.io.suv import standardised
 from ddfm.io.volume import Volume
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
-MAX_INFLATED = 2**29  # bytes: a deflated file that holds more is refused while less than that is in memory
+MAX_INFLATED = 2**29  # bytes: a deflated file that holds more is refused as soon as this is exceeded
 CHUNK = 2**22
 PLACED = ("SeriesInstanceUID", "NumberOfFrames", "ImagePositionPatient")
 HEADER_ONLY = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
@@ -35,7 +35,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def decode(data: bytes, name: str) -> Volume:
-    """One file. Raises InputError, and whatever pydicom does on a damaged one."""
+    """Decode one file. Raises InputError, and for a damaged file whatever pydicom raises."""
     dataset = parse(data, name)
     check(dataset, name)
     values, void = _values(dataset, name)
@@ -48,7 +48,7 @@ def decode(data: bytes, name: str) -> Volume:
 
 
 def decode_series(files: Sequence[tuple[str, bytes]], name: str) -> Volume:
-    """The images of a series, each (its name, its bytes), in any order; `name` is the folder's. Raises InputError."""
+    """Decode the images of a series, each (name, bytes), in any order; `name` is the folder's. Raises InputError."""
     datasets = [parse(data, file) for file, data in files]
     first = datasets[0]
     for (file, _), dataset in zip(files, datasets, strict=True):
@@ -59,13 +59,13 @@ def decode_series(files: Sequence[tuple[str, bytes]], name: str) -> Volume:
             raise InputError(f"{name} holds several multi-frame images; give one of the files.")
     for what, keyword in (("patients", "PatientID"), ("kinds", "Modality"), ("kinds", "PhotometricInterpretation")):
         if len({str(dataset.get(keyword) or "") for dataset in datasets} - {""}) > 1:
-            raise InputError(f"{name} holds images of different {what} in one series; put those of one into a folder.")
+            raise InputError(f"{name} holds images of different {what} in one series; put each in its own folder.")
     if len(datasets) * first.Rows * first.Columns > MAX_PIXELS:
         raise InputError(f"{name} has more than 2^28 voxels; cut it into smaller volumes.")
     findings: list[str] = []
     places = [frames_of(dataset, 1, file) for (file, _), dataset in zip(files, datasets, strict=True)]
     if any(place is None or not place.placed for place in places):
-        raise InputError(f"{name} has images without a position, which cannot be put in order; give one of the files.")
+        raise InputError(f"{name} has images without a position, which cannot be sorted; give one of the files.")
     place = Frames.joined([p for p in places if p is not None], name)
     order, grid = arranged(place, (len(datasets), first.Rows, first.Columns), name, findings)
     datasets = [datasets[k] for k in order] if order is not None else datasets
@@ -82,9 +82,9 @@ def decode_series(files: Sequence[tuple[str, bytes]], name: str) -> Volume:
 
 
 def slices_among(paths: Iterable[Path]) -> list[Path]:
-    """Those of some files that are slices of a volume: images of one frame, of one series, at different positions.
+    """The files that are slices of a volume: single-frame images of one series at different positions.
 
-    Empty without pydicom, and what cannot be read is none: whoever reads it will say why.
+    Empty without pydicom. Files that cannot be read are left out; reading them later reports why.
     """
     series: dict[str, dict[Path, tuple[str, ...]]] = {}
     for path in paths:
@@ -102,7 +102,7 @@ def slices_among(paths: Iterable[Path]) -> list[Path]:
 
 
 def parse(data: bytes, name: str, stop_before_pixels: bool = False) -> Any:
-    """The dataset; of a deflated file no more is inflated than `MAX_INFLATED`. Raises InputError."""
+    """The dataset in a file; at most `MAX_INFLATED` bytes of a deflated file are inflated. Raises InputError."""
     import pydicom
 
     if _meta(io.BytesIO(data)).get("TransferSyntaxUID") == DEFLATED:
@@ -111,7 +111,7 @@ def parse(data: bytes, name: str, stop_before_pixels: bool = False) -> Any:
 
 
 def check(dataset: Any, name: str) -> None:
-    """Raise InputError unless the dataset holds a grey image of a size that can be read, in a code that can."""
+    """Raise InputError unless the dataset holds a grey image of a supported size and encoding."""
     if not any(keyword in dataset for keyword in HEADER_ONLY):
         raise InputError(f"{name} is a DICOM file without an image; choose another one.")
     rows, columns, frames = (int(dataset.get(k) or 1) for k in ("Rows", "Columns", "NumberOfFrames"))
@@ -126,12 +126,12 @@ def check(dataset: Any, name: str) -> None:
 
 
 def patient(dataset: Any) -> str:
-    """The patient's ID as the header has it; "" if it has none."""
+    """The patient's ID in the header; "" if there is none."""
     return str(dataset.get("PatientID") or "").strip()
 
 
 def _meta(file: BinaryIO) -> Any:
-    """The file meta information, group 2, always explicit little endian; the file is then behind it."""
+    """The file meta information, group 2, always explicit little endian; leaves the file positioned after it."""
     from pydicom.filereader import read_dataset
 
     file.seek(132)
@@ -139,7 +139,7 @@ def _meta(file: BinaryIO) -> Any:
 
 
 def _inflated(data: bytes, name: str) -> bytes:
-    """A deflated file (PS3.5, A.5: all behind the file meta information) as an explicit little endian one."""
+    """A deflated file (PS3.5, A.5: all after the file meta information) as explicit little endian."""
     import pydicom
     from pydicom.filebase import DicomIO
     from pydicom.filewriter import write_file_meta_info
@@ -155,14 +155,14 @@ def _inflated(data: bytes, name: str) -> bytes:
         chunk = inflate.decompress(packed, CHUNK)
         packed, length = inflate.unconsumed_tail, length + len(chunk)
         if length > MAX_INFLATED:
-            raise InputError(f"{name} holds more than 512 MiB once inflated; save it without deflation.")
+            raise InputError(f"{name} holds more than 512 MiB when inflated; save it without deflation.")
         out.write(chunk)
     out.write(inflate.flush())
     return out.getvalue()
 
 
 def _check_decoder(syntax: Any, name: str) -> None:
-    """Name the packages that a compressed image needs, before pydicom says that something went wrong."""
+    """Name the packages that a compressed image needs, before pydicom fails."""
     from pydicom.pixels import get_decoder
 
     if not syntax.is_encapsulated:
@@ -181,7 +181,7 @@ def _check_decoder(syntax: Any, name: str) -> None:
 
 
 def _values(dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(values (S, H, W) in the file's unit, what is padding or None); the dataset is a header from then on."""
+    """(values (S, H, W) in the file's unit, a mask of padding or None); the dataset's pixel data is removed."""
     from pydicom.pixels import pixel_array
 
     stored = pixel_array(dataset)
@@ -196,20 +196,20 @@ def _values(dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _padding(stored: np.ndarray, dataset: Any) -> np.ndarray | None:
-    """Which stored values are PixelPaddingValue or in its range (PS3.3, C.7.5.1.1.2)."""
+    """A mask of stored values equal to PixelPaddingValue or in its range (PS3.3, C.7.5.1.1.2)."""
     value = dataset.get("PixelPaddingValue")
     if value is None or stored.dtype.kind == "f":
         return None
     limit = dataset.get("PixelPaddingRangeLimit")
     ends = [int(end) for end in (value, value if limit is None else limit)]
-    if dataset.PixelRepresentation == 1:  # a header in implicit VR is often read as unsigned
+    if dataset.PixelRepresentation == 1:  # with implicit VR these are often read as unsigned
         ends = [end - 2**16 if end >= 2**15 else end for end in ends]
     void = (stored >= min(ends)) & (stored <= max(ends))
     return void if void.any() else None
 
 
 def _rescaled(values: np.ndarray, dataset: Any) -> np.ndarray:
-    """Stored values in the file's unit. An enhanced multi-frame file keeps a rescaling for all frames or for each."""
+    """Stored values in the file's unit. An enhanced multi-frame file has one rescaling for all frames or one each."""
     from pydicom.pixels import apply_modality_lut
 
     groups = [dataset.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("PerFrame", "Shared")]
@@ -226,7 +226,7 @@ def _rescaled(values: np.ndarray, dataset: Any) -> np.ndarray:
 def _volume(
     dataset: Any, values: np.ndarray, void: np.ndarray | None, grid: Any, findings: list[str], name: str
 ) -> Volume:
-    if dataset.PhotometricInterpretation == "MONOCHROME1":  # low values are bright, of a series by one map for all
+    if dataset.PhotometricInterpretation == "MONOCHROME1":  # low values are bright: invert, a series by one map for all
         valid = values if void is None or void.all() else values[~void]
         values = float(valid.max()) + float(valid.min()) - values.astype(np.float64)
     modality = str(dataset.get("Modality") or "")
@@ -236,12 +236,12 @@ def _volume(
         if factor != 1:
             values = values * np.float32(factor)
     if void is not None:
-        findings.append(f"{name} has padding in {void.mean():.0%} of its pixels; it is taken as background.")
+        findings.append(f"{name} has padding in {void.mean():.0%} of its pixels, which are treated as background.")
     return Volume(values, dataset, grid, findings, void, modality)
 
 
 def _references(datasets: Sequence[Any]) -> list[Any]:
-    """What a result derived from these images refers to: the header carries it in SourceImageSequence."""
+    """References to these images for a result derived from them; the header keeps them in SourceImageSequence."""
     from pydicom.dataset import Dataset
     from pydicom.sr.codedict import codes
 

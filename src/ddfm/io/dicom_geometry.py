@@ -1,4 +1,4 @@
-"""Where the frames of DICOM images lie: of a single image, of each frame of an enhanced one, of a series.
+"""The geometry of DICOM frames: of a single image, of each frame of an enhanced one, of a series.
 
 PS3.3, C.7.6.2 (Image Plane) and C.7.6.16.2 (functional groups).
 """
@@ -14,18 +14,18 @@ import numpy as np
 from ddfm.errors import InputError
 from ddfm.io.grid import Grid, problem
 
-UNEVEN = 0.1  # share of the slice spacing by which gaps may differ: beyond it an image is missing
+UNEVEN = 0.1  # fraction of the slice spacing by which gaps may differ: beyond it an image may be missing
 
 
 @dataclass(frozen=True)
 class Frames:
-    """What the headers say of n frames.
+    """The geometry of n frames in the headers.
 
     Attributes:
-        spacing: Millimetres between rows' centres and between columns' centres.
-        thickness: Millimetres from one frame to the next, along the normal, if the positions do not tell.
+        spacing: Millimetres between the centres of rows and between the centres of columns.
+        thickness: Millimetres from one frame to the next along the normal, if there are no positions.
         positions: (n, 3), the centre of each frame's first pixel; None if unknown.
-        orientation: (n, 6), the directions in which a row and a column run; None if unknown.
+        orientation: (n, 6), the directions of a row and of a column; None if unknown.
     """
 
     spacing: tuple[float, float]
@@ -35,12 +35,12 @@ class Frames:
 
     @property
     def placed(self) -> bool:
-        """Whether it is known where the frames lie."""
+        """Whether positions and orientations are known."""
         return self.positions is not None and self.orientation is not None
 
     @classmethod
     def joined(cls, single: Sequence[Frames], name: str) -> Frames:
-        """The frames of a series, all placed and of one spacing. Raises InputError."""
+        """The frames of a series, all placed and with equal spacing. Raises InputError."""
         spacings = np.array([one.spacing for one in single])
         if np.ptp(spacings, axis=0).max() > 1e-3 * spacings.max():
             raise InputError(f"{name} holds images of different pixel spacings; put one series in a folder of its own.")
@@ -50,13 +50,13 @@ class Frames:
 
 
 def frames_of(dataset: Any, n: int, name: str) -> Frames | None:
-    """What a dataset says of its n frames; None if not even their spacing.
+    """The geometry of a dataset's n frames; None if not even their spacing is known.
 
     Raises InputError for a negative spacing, ValueError for a malformed number.
     """
     groups = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
-    detector = list(dataset.get("DetectorInformationSequence") or [])[:1]  # of nuclear medicine
+    detector = list(dataset.get("DetectorInformationSequence") or [])[:1]  # nuclear medicine
 
     def find(k: int, sequence: str, keyword: str, length: int) -> list[float] | None:
         for group in [*groups[k : k + 1], *shared[:1]]:
@@ -91,10 +91,10 @@ def frames_of(dataset: Any, n: int, name: str) -> Frames | None:
 def arranged(
     frames: Frames | None, shape: tuple[int, ...], name: str, findings: list[str]
 ) -> tuple[list[int] | None, Grid | None]:
-    """(the order of the frames, None if it is theirs; the grid on which they then lie, None if unknown).
+    """(the order that sorts the frames, None if they are sorted; the grid of the sorted frames, None if unknown).
 
     Raises:
-        InputError: frames that are not parallel, lie on one another, or leave a gap; an invalid geometry.
+        InputError: frames that are not parallel, coincide, or leave a gap; an invalid geometry.
     """
     if frames is None:
         return None, None
@@ -119,7 +119,7 @@ def arranged(
         step = (ends[1] - ends[0]) / (n - 1)
         off = np.linalg.norm(positions[order] - (ends[0] + np.arange(n)[:, None] * step), axis=1).max()
         if off > UNEVEN * np.linalg.norm(step) + 1e-3:
-            raise InputError(f"{name} has images that do not lie in one stack, by up to {off:.3g} mm; choose a stack.")
+            raise InputError(f"{name} has images up to {off:.3g} mm away from a regular stack; choose one stack.")
     else:
         step = normal * frames.thickness
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * spacing[0], column * spacing[1], step
@@ -135,21 +135,23 @@ def _check_gaps(heights: np.ndarray, name: str, findings: list[str]) -> None:
     usual = float(np.median(gaps))
     if gaps.min() < 1e-3 or gaps.min() < 0.01 * usual:
         raise InputError(
-            f"{name} has several images at one position (points in time, echoes or contrasts); put those of one into "
-            "a folder of their own."
+            f"{name} has several images at one position (time points, echoes or contrasts); put each set in a folder "
+            "of its own."
         )
     if max(gaps.max() - usual, usual - gaps.min()) > UNEVEN * usual:
         raise InputError(
-            f"{name} has images {gaps.min():.4g} to {gaps.max():.4g} mm apart; if one is missing, add it, else "
-            "resample them evenly."
+            f"{name} has images {gaps.min():.4g} to {gaps.max():.4g} mm apart; if one is missing, add it, otherwise "
+            "resample them to an even spacing."
         )
     if np.ptp(gaps) > 0.01 * usual + 1e-3:
-        findings.append(f"{name} has images {gaps.min():.4g} to {gaps.max():.4g} mm apart; they are taken as even.")
+        findings.append(
+            f"{name} has images {gaps.min():.4g} to {gaps.max():.4g} mm apart; they are treated as evenly spaced."
+        )
 
 
 def _numbers(value: Any, length: int) -> list[float]:
-    """So many numbers of an element."""
+    """The numbers in an element. Raises ValueError unless there are `length`."""
     numbers = [float(v) for v in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])]
     if len(numbers) != length:
-        raise ValueError(f"{len(numbers)} numbers where {length} belong")
+        raise ValueError(f"{len(numbers)} numbers instead of {length}")
     return numbers

@@ -1,8 +1,8 @@
-"""A fused image as a DICOM file: a new, derived object, composed rather than copied.
+"""Writes a fused image as a DICOM file: a new, derived object, composed rather than copied.
 
 It is a Multi-frame Grayscale Word Secondary Capture (PS3.3, A.8.4): its values were not measured by a scanner, so no
-modality's object fits. Patient and study are those of the source it is written like; position, orientation and spacing
-are the grid's, for each frame; the sources are referred to. Nothing else of a source is taken: no icon, overlay,
+modality's object fits. Patient and study come from the source that serves as template; position, orientation and
+spacing of each frame from the grid; the sources are referenced. Nothing else is copied from a source: no icon, overlay,
 acquisition parameter or private element.
 """
 
@@ -22,14 +22,14 @@ from ddfm.io.grid import Grid
 from ddfm.io.images import Image
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7.3"
-KEPT = (  # whose image it is: patient, study, frame of reference
+KEPT = (  # identity: patient, study, frame of reference
     *("SpecificCharacterSet", "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
     *("PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod"),
     *("DeidentificationMethodCodeSequence", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"),
     *("ReferringPhysicianName", "StudyDescription", "BodyPartExamined", "FrameOfReferenceUID"),
     "PositionReferenceIndicator",
 )
-EMPTY = (  # what every image must have, if only empty (type 2)
+EMPTY = (  # required in every image, but may be empty (type 2)
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
@@ -38,16 +38,16 @@ EMPTY = (  # what every image must have, if only empty (type 2)
 def encode(
     name: str, steps: np.ndarray | None, slope: float, like: Image, sources: Sequence[Image], anonymise: bool
 ) -> bytes:
-    """The file of 16-bit numbers (S, H, W), `slope` apart from `like.low` on; None for the header alone, as a trial.
+    """The bytes of a file of 16-bit `steps` (S, H, W), meaning `like.low` + `slope` * steps; None: a header alone.
 
-    like: A DICOM image, whose patient it is; its grid says where it lies. sources: what the result was made of.
-    anonymise: by the basic profile, see `_anonymise`. Raises InputError, and whatever pydicom does on an odd source.
+    like: a DICOM image that gives the patient and, by its grid, the geometry. sources: the fused images.
+    anonymise: by the basic profile, see `_anonymise`. Raises InputError, and whatever pydicom raises for odd headers.
     """
     import pydicom
 
     shape = like.pixels.shape if like.pixels.ndim == 3 else (1, *like.pixels.shape)
     if steps is not None and steps.shape != shape:
-        raise InputError(f"Cannot write {name}: it has the shape {steps.shape}, its source {shape}.")
+        raise InputError(f"Cannot write {name}: its shape is {steps.shape}, that of its source {shape}.")
     dataset = _identity(like.header)
     if anonymise:
         _anonymise(dataset)
@@ -65,7 +65,7 @@ def encode(
 
 
 def _identity(source: Any) -> Any:
-    """A new dataset with what says whose image it is."""
+    """A new dataset with the identity of a source, see `KEPT`."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -84,15 +84,15 @@ def _identity(source: Any) -> Any:
 
 
 def _anonymise(dataset: Any) -> None:
-    """PS3.15, E.1, basic application confidentiality profile without options, by dicom-anonymizer's table of it.
+    """PS3.15, E.1, basic application confidentiality profile without options, by dicom-anonymizer's table.
 
-    The dataset holds only whose image it is, see `KEPT`. The table's rules are for one level: each sequence's items are
-    taken for themselves. The pixels are not looked at.
+    The dataset holds only the identity, see `KEPT`. The table's rules cover one level, so they are applied to the items
+    of each sequence separately. The pixels are not examined.
     """
     try:
         from dicomanonymizer.simpledicomanonymizer import anonymize_dataset, initialize_actions
     except ImportError as error:
-        raise InputError("To anonymise, install dicom-anonymizer: run `pip install ddfm[medical]`.") from error
+        raise InputError("Anonymising needs dicom-anonymizer: run `pip install ddfm[medical]`.") from error
     from pydicom.sr.codedict import codes
 
     def rules(dataset: Any) -> None:
@@ -113,7 +113,7 @@ def _anonymise(dataset: Any) -> None:
 
 
 def _describe(dataset: Any, like: Image) -> None:
-    """That the image is derived, by what, and a new identity: it must never pass for an acquisition."""
+    """Mark the image as derived, by this software, with new UIDs: it must never pass for an acquisition."""
     from pydicom.uid import generate_uid
 
     from ddfm import __version__
@@ -146,7 +146,7 @@ def _pixel_module(dataset: Any, shape: tuple[int, ...], slope: float, like: Imag
     dataset.NumberOfFrames, dataset.Rows, dataset.Columns = shape
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PixelRepresentation = 1, "MONOCHROME2", 0
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 16, 15
-    # For all frames alike, at the root (PS3.3, C.8.6.3): never in the functional groups of this object.
+    # At the root for all frames (PS3.3, C.8.6.3): never in the functional groups of this object.
     dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = _decimal(slope), _decimal(like.low), "US"
     dataset.WindowCenter = _decimal((like.low + like.high) / 2)
     dataset.WindowWidth = _decimal(like.high - like.low)
@@ -171,7 +171,7 @@ def _place(dataset: Any, shape: tuple[int, ...], like: Image, name: str) -> None
         return
     row, column = grid.affine[:3, 0] / x, grid.affine[:3, 1] / y
     if abs(row @ column) > 1e-3:
-        raise InputError(f"Cannot write {name}: DICOM has no slices whose rows and columns are askew; use .nii.gz.")
+        raise InputError(f"Cannot write {name}: DICOM needs rows and columns at right angles; use .nii.gz.")
     if not dataset.get("FrameOfReferenceUID"):
         dataset.FrameOfReferenceUID = generate_uid()
     if "PositionReferenceIndicator" not in dataset:
@@ -189,7 +189,7 @@ def _place(dataset: Any, shape: tuple[int, ...], like: Image, name: str) -> None
         frame.PlanePositionSequence = [position]
         frames.append(frame)
     dataset.PerFrameFunctionalGroupsSequence = frames
-    # The same for readers that know no functional groups.
+    # The same for readers without support for functional groups.
     dataset.ImagePositionPatient, dataset.ImageOrientationPatient = (
         frames[0].PlanePositionSequence[0].ImagePositionPatient,
         orientation.ImageOrientationPatient,
@@ -198,7 +198,7 @@ def _place(dataset: Any, shape: tuple[int, ...], like: Image, name: str) -> None
 
 
 def _distance(grid: Grid) -> float:
-    """Between neighbouring slices, along their normal: in a sheared grid less than the length of the step."""
+    """The distance between neighbouring slices along their normal: in a sheared grid less than the length of a step."""
     normal = np.cross(grid.affine[:3, 0], grid.affine[:3, 1])
     return float(abs(grid.affine[:3, 2] @ normal) / np.linalg.norm(normal))
 

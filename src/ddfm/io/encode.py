@@ -1,4 +1,4 @@
-"""Values of an image -> bytes of a PNG, TIFF, JPEG or BMP file, with profile, resolution and EXIF."""
+"""Encodes PNG, TIFF, JPEG and BMP files, with profile, resolution and EXIF."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def encode(
     dpi: tuple[float, float] | None = None,
     exif: bytes | None = None,
 ) -> bytes:
-    """The file `suffix` (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp") of values (H, W) or (H, W, 3).
+    """The bytes of an image file of format `suffix` (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp").
 
-    uint8, uint16 (PNG, TIFF) or float32 (TIFF). dpi: horizontal, vertical. exif: as a file had it; written with
-    orientation 1, the result's size and no thumbnail. JPEG is written 4:4:4, quality 95.
+    values: (H, W) or (H, W, 3), uint8, uint16 (PNG, TIFF) or float32 (TIFF). dpi: horizontal, vertical. exif: a
+    source's; written with orientation 1, the result's size and no thumbnail. JPEG is written 4:4:4, quality 95.
     """
     about = _own_exif(exif, values) if suffix != ".bmp" else None
     if suffix in (".tif", ".tiff"):
         return _tiff(values, icc, dpi, about)
     if values.dtype == np.uint16:
-        room = values.nbytes + values.nbytes // 100 + 4096  # its own guess is too small for a few pixels
+        room = values.nbytes + values.nbytes // 100 + 4096  # its default buffer is too small for tiny images
         return _with_png_chunks(bytes(imagecodecs.png_encode(values, out=room)), icc, dpi, about)
     options: dict[str, Any] = {"dpi": dpi} if dpi else {}
     if icc and suffix != ".bmp":
@@ -49,7 +49,7 @@ def encode(
 
 
 def _own_exif(data: bytes | None, values: np.ndarray) -> PIL.Image.Exif | None:
-    """The EXIF of a source as that of the result, or None where there is none or it cannot be read."""
+    """A source's EXIF adapted to the result, or None if there is none or it cannot be read."""
     if not data:
         return None
     try:
@@ -58,10 +58,10 @@ def _own_exif(data: bytes | None, values: np.ndarray) -> PIL.Image.Exif | None:
         exif[_ORIENTATION] = 1
         inner = exif.get_ifd(_EXIF)
         inner.update({tag: n for tag, n in zip(_SIZE, values.shape[1::-1], strict=True) if tag in inner})
-        if len(exif.tobytes()) > _MOST_EXIF:  # nearly always the maker's own note, which moving breaks anyway
+        if len(exif.tobytes()) > _MOST_EXIF:  # almost always the maker note, which moving breaks anyway
             inner.pop(_MAKER_NOTE, None)
         return exif if len(exif.tobytes()) <= _MOST_EXIF else None
-    except Exception:  # damaged EXIF raises nearly anything, and is no reason to lose the result
+    except Exception:  # damaged EXIF can raise almost anything, and is no reason to lose the result
         return None
 
 
@@ -88,8 +88,8 @@ def _tiff(values: np.ndarray, icc: bytes | None, dpi: tuple[float, float] | None
 
 
 def _with_directories(tiff: bytes, directories: dict[int, Any]) -> bytes:
-    """A little-endian TIFF with further directories (EXIF, GPS), which tifffile writes none of: they go behind the
-    image, and behind them a copy of its own directory that points at them."""
+    """A little-endian TIFF with additional directories (EXIF, GPS), which tifffile cannot write: they are appended to
+    the image, followed by a copy of its main directory that points to them."""
     data = bytearray(tiff)
     (at,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, at)
@@ -109,7 +109,7 @@ def _with_directories(tiff: bytes, directories: dict[int, Any]) -> bytes:
 def _with_png_chunks(
     png: bytes, icc: bytes | None, dpi: tuple[float, float] | None, exif: PIL.Image.Exif | None
 ) -> bytes:
-    """imagecodecs writes pixels alone; the chunks about them go right behind the header (33 bytes)."""
+    """The PNG with metadata chunks inserted after the header (33 bytes), since imagecodecs writes only pixels."""
     chunks = b""
     for kind, body in (
         (b"iCCP", b"ICC profile\0\0" + zlib.compress(icc) if icc else b""),

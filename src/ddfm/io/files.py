@@ -1,7 +1,7 @@
-"""Paths -> bytes and back: the one opener of every file that a user names, and the one writer.
+"""Reads and writes bytes: the only functions that open or write a file named by the user.
 
-Only regular files are opened: a pipe would wait for ever, a device never ends. The kind and the size are those of the
-file that is open, not of the name, so nothing can be exchanged in between.
+Only regular files are opened: a pipe would block for ever, a device never ends. Type and size are checked on the open
+file, not on the name, so it cannot be swapped in between.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _REASONS = {
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     errno.ELOOP: "its links lead in a circle; remove one of them",
 }
-# O_NONBLOCK: a pipe opens at once and is then seen to be one. O_BINARY: Windows.
+# O_NONBLOCK: a pipe opens at once and can then be refused. O_BINARY: Windows.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
-    """A path for a sentence: as it is if that prints on one line, else with escapes."""
+    """A path for use in a sentence: unchanged if it prints on one line, else with escapes."""
     text = os.fspath(path)
     return text if isinstance(text, str) and text.isprintable() and text else repr(text)
 
@@ -45,12 +45,12 @@ def quoted(path: str | os.PathLike[str]) -> str:
 def open_file(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> Iterator[BinaryIO]:
     """Open a regular file of 1 to `limit` bytes for reading.
 
-    Raises InputError, one sentence, for everything else: what does not exist, a folder, pipe, device or socket, an
-    empty or larger file, one that may not be read or stops to be readable within the `with`.
+    Raises InputError, one sentence, for everything else: a missing file, a folder, pipe, device or socket, an
+    empty or larger file, one that cannot be read or stops being readable within the `with`.
     """
     name = quoted(path)
     try:
-        # An opener, so that `file.name` is the path: tifffile asks for it.
+        # An opener, so that `file.name` is the path, which tifffile needs.
         with open(path, "rb", opener=lambda name, _: os.open(name, _FLAGS)) as file:
             _check(os.fstat(file.fileno()), name, limit)
             yield file
@@ -67,7 +67,7 @@ def open_file(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> Iterator[
     except ValueError as error:
         if "null" not in str(error) and not isinstance(error, UnicodeEncodeError):
             raise
-        raise InputError(f"{name} is not a possible file name.") from error
+        raise InputError(f"{name} is not a valid file name.") from error
 
 
 def _check(status: os.stat_result, name: str, limit: int) -> None:
@@ -78,7 +78,7 @@ def _check(status: os.stat_result, name: str, limit: int) -> None:
     if status.st_size == 0:
         raise InputError(f"{name} is empty (0 bytes); save or copy it again.")
     if status.st_size > limit:
-        raise InputError(f"{name} is larger than {_size(limit)}, the most that is read of such a file.")
+        raise InputError(f"{name} is larger than {_size(limit)}, the limit for such a file.")
 
 
 def _folder(name: str) -> InputError:
@@ -98,7 +98,7 @@ def _size(count: int) -> str:
 
 
 def listed(folder: str | os.PathLike[str]) -> list[Path]:
-    """What is in a folder, sorted. Raises InputError."""
+    """The contents of a folder, sorted. Raises InputError."""
     try:
         return sorted(Path(folder).iterdir())
     except OSError as error:
@@ -120,10 +120,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put data into a file, written atomically.
+    """Write data to a file atomically.
 
-    A temporary file in the same folder is written, synced to the disk and renamed over the target; it is removed on
-    any failure, an interrupt included. A link is followed, a read-only file respected. Raises InputError.
+    A temporary file in the same folder is written, synced to disk and renamed over the target; it is removed on
+    any failure, including an interrupt. Links are followed; a read-only file is not replaced. Raises InputError.
     """
     target = check_writable(path)
     part = os.path.join(os.path.dirname(target), f".ddfm-{secrets.token_hex(8)}.part")
@@ -143,14 +143,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> str:
-    """The file behind all links that a path means, for `write_bytes`. Raises InputError where it cannot be written."""
+    """The file that a path means, behind all links, for `write_bytes`. Raises InputError if it cannot be written."""
     name = quoted(path)
     try:
         target = os.path.realpath(path)
         status = os.stat(target) if os.path.lexists(target) else None
         folder = os.stat(os.path.dirname(target))
     except ValueError as error:
-        raise InputError(f"Cannot write {name}: that is not a possible file name.") from error
+        raise InputError(f"Cannot write {name}: that is not a valid file name.") from error
     except OSError as error:
         raise InputError(f"Cannot write {name}: {reason(error)}.") from error
     if status and stat.S_ISDIR(status.st_mode):
@@ -167,5 +167,5 @@ def check_writable(path: str | os.PathLike[str]) -> str:
 
 
 def reason(error: OSError) -> str:
-    """What went wrong, and what to do, as the end of a sentence without its full stop."""
+    """What went wrong and what to do, as the end of a sentence without a full stop."""
     return _REASONS.get(error.errno or 0) or (error.strerror or type(error).__name__).lower()

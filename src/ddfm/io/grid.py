@@ -1,7 +1,7 @@
-"""Where the voxels of a volume lie in the patient.
+"""The world coordinates of a volume's voxels.
 
-Coordinates are DICOM's and ITK's, in millimetres: x grows to the patient's left, y to the back, z to the head (LPS).
-NIfTI's own are RAS: x and y the other way round. Index order is (column, row, slice) = (x, y, z) of an array (S, H, W).
+Coordinates are those of DICOM and ITK, in millimetres: x increases to the patient's left, y to the back, z to the head
+(LPS). NIfTI uses RAS, with x and y reversed. Index order is (column, row, slice) = (x, y, z) of an array (S, H, W).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # its own inverse
-SAME = 0.05  # voxels: grids whose corners lie closer than this are one; headers round to 1e-4
+SAME = 0.05  # voxels: grids whose corners are closer than this count as the same; headers round to 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,8 @@ class Grid:
     Attributes:
         shape: (S, H, W).
         affine: (4, 4) float64, index (column, row, slice, 1) to LPS mm. Its columns may be oblique or sheared (a tilted
-            gantry), never dependent.
-        placed: Whether the file says where the grid lies. If not, only the spacing in the affine means anything.
+            gantry), but are linearly independent.
+        placed: Whether the file has world coordinates. If not, only the spacing in the affine is meaningful.
     """
 
     shape: tuple[int, int, int]
@@ -39,15 +39,15 @@ class Grid:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres between neighbours along columns' index, rows' and slices': x, y, z."""
+        """Millimetres between neighbouring columns, rows and slices: x, y, z."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
     @property
     def axes(self) -> str:
-        """Where the three indices point in the patient, in NIfTI's letters: "RAS" is right, front, head."""
+        """The directions of the three indices in NIfTI's letters: "RAS" is right, anterior, superior."""
         directions = self.affine[:3, :3] / self.spacing
-        letters = ("RL", "AP", "IS")  # at the negative and the positive end of LPS
+        letters = ("RL", "AP", "IS")  # the negative and the positive direction in LPS
         code, left = "", [0, 1, 2]
         for column in directions.T:
             axis = max(left, key=lambda k: abs(column[k]))
@@ -66,19 +66,19 @@ class Grid:
         return corners
 
     def is_same(self, other: Grid) -> bool:
-        """Whether voxel by voxel they lie at the same place, to a twentieth of a voxel."""
+        """Whether all voxels coincide, to within a twentieth of a voxel."""
         if self.shape != other.shape:
             return False
         corners = self.corners()
         return bool(np.abs(self.to(other) @ corners - corners).max() < SAME)
 
     def reordering(self, other: Grid) -> tuple[tuple[int, int, int], tuple[int, ...]] | None:
-        """How this grid's array becomes the other's by exchanging and reversing axes alone, if it does.
+        """How permuting and reversing axes turns this grid's array into the other's, if it does.
 
         Returns:
             (order, reversed): `np.flip(array.transpose(order), reversed)`, or None.
         """
-        forth = other.to(self)  # the index here of each voxel there
+        forth = other.to(self)  # from indices of the other grid to indices of this one
         linear = np.rint(forth[:3, :3])
         if not (np.abs(linear).sum(axis=0) == 1).all() or not (np.abs(linear).sum(axis=1) == 1).all():
             return None
@@ -93,17 +93,17 @@ class Grid:
         corners = other.corners()
         if np.abs((forth - exact) @ corners).max() >= SAME:
             return None
-        order = tuple(2 - source[2 - axis] for axis in range(3))  # arrays count (z, y, x)
+        order = tuple(2 - source[2 - axis] for axis in range(3))  # arrays are indexed (z, y, x)
         backwards = tuple(2 - axis for axis, k in enumerate(source) if linear[k, axis] < 0)
         return (order[0], order[1], order[2]), backwards
 
     def sentence(self) -> str:
-        """ "176x256x256 voxels of 1x0.9x0.9 mm"."""
+        """For a sentence, such as "176x256x256 voxels of 1x0.9x0.9 mm"."""
         return f"{'x'.join(map(str, self.size))} voxels of {'x'.join(f'{mm:.3g}' for mm in self.spacing)} mm"
 
 
 def problem(affine: np.ndarray) -> str | None:
-    """What is wrong with an affine, as the end of a sentence; None if it is one."""
+    """What is wrong with an affine, as the end of a sentence; None if it is valid."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         return "holds NaN or infinity"
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -117,7 +117,7 @@ def problem(affine: np.ndarray) -> str | None:
 
 
 def angle(matrix: np.ndarray) -> float:
-    """Degrees by which a (3, 3) matrix of directions turns, its nearest rotation taken."""
+    """The angle in degrees of the rotation nearest to a (3, 3) matrix of directions."""
     u, _, v = np.linalg.svd(matrix)
     trace = float(np.trace(u @ np.diag([1, 1, np.linalg.det(u @ v)]) @ v))
     return math.degrees(math.acos(min(1.0, max(-1.0, (trace - 1) / 2))))

@@ -1,10 +1,10 @@
-"""DICOM and NIfTI <-> images (`pip install ddfm[medical]`), loaded only when such a file is given.
+"""Reads and writes DICOM and NIfTI (`pip install ddfm[medical]`); imported only when such a file is given.
 
-Both formats hold numbers with a unit (Hounsfield, counts, SUV), so a file is read with its rescaling applied, and one
-linear map takes a whole volume to [0, 1]; `Image.low` and `high` keep it, `Image.grid` where the voxels lie. Writing
-inverts the map: the result lies where the source it is written `like` does, in its unit.
+Both formats hold values with a unit (Hounsfield, counts, SUV), so a file is read with its rescaling applied, and one
+linear map takes the full volume to [0, 1]; `Image.low` and `high` keep it, and `Image.grid` the world coordinates.
+Writing inverts the map: the result has the geometry and unit of the source `like`.
 
-nifti, dicom and dicom_write know the formats, volume the map, grid the geometry; docs/medical.md says what is decided.
+nifti, dicom and dicom_write handle the formats, volume the map, grid the geometry; docs/medical.md gives the rules.
 """
 
 from __future__ import annotations
@@ -49,22 +49,22 @@ def write_volume(
     sources: Sequence[Image] = (),
     anonymise: bool = False,
 ) -> None:
-    """Write pixels, [0, 1] (S, H, W), where `like` lies and in its unit, as 16-bit numbers with a scale.
+    """Write pixels, [0, 1] (S, H, W), with the geometry and unit of `like`, as scaled 16-bit numbers.
 
-    A DICOM file takes patient and study from `like`, which has to be a DICOM image, refers to all `sources` that are,
-    and is anonymised on request (PS3.15, basic profile); a NIfTI file needs a `like` of known place, and loses its
-    free text. The file is written atomically. Raises InputError.
+    A DICOM file takes patient and study from `like`, which must be a DICOM image, and references all DICOM `sources`;
+    a NIfTI file needs a `like` with world coordinates. `anonymise` applies the PS3.15 basic profile to DICOM and
+    removes free text from NIfTI. The file is written atomically. Raises InputError.
     """
     pixels = np.asarray(pixels, np.float32)
     if pixels.ndim != 3 or not pixels.size or not np.isfinite(pixels).all():
-        raise InputError(f"Cannot write {quoted(path)}: a volume is finite values (S, H, W), not {pixels.shape}.")
+        raise InputError(f"Cannot write {quoted(path)}: a volume must be finite, (S, H, W), not {pixels.shape}.")
     write_bytes(path, _encode(path, pixels, like, sources, anonymise))
 
 
 def read(path: Path, data: bytes, normalise: bool, window: Window | None) -> Image:
-    """The bytes of a DICOM or NIfTI file as float32 [0, 1], (S, H, W), or (H, W) of a single slice.
+    """The image in the bytes of a DICOM or NIfTI file: float32 [0, 1], (S, H, W), or (H, W) for a single slice.
 
-    `images.read_any` calls this. normalise: stretch the 0.1 to 99.9 percentiles of the volume. window: of a CT, one of
+    `images.read_any` calls this. normalise: stretch the 0.1 to 99.9 percentiles of the volume. window: for CT, one of
     `WINDOWS` or (low, high) in Hounsfield units. Raises InputError.
     """
     name = quoted(path)
@@ -79,7 +79,7 @@ def read(path: Path, data: bytes, normalise: bool, window: Window | None) -> Ima
 
 
 def read_series(folder: Path, normalise: bool, window: Window | None) -> Image:
-    """The DICOM series in a folder, as `read` gives it; `images.read_any` calls this. Raises InputError."""
+    """Read the DICOM series in a folder, as `read` does; `images.read_any` calls this. Raises InputError."""
     name = quoted(folder)
     with _reading(name):
         return to_image(_decode_folder(folder, name), folder, normalise, window)
@@ -106,15 +106,17 @@ def check_grey(path: str | os.PathLike[str], grey: bool) -> None:
 def check_target(
     path: str | os.PathLike[str], like: Image | None, sources: Sequence[Image] = (), anonymise: bool = False
 ) -> None:
-    """Raise InputError where `write_volume` or `encode` would: a header is made on trial, before the long work."""
+    """Raise InputError if `write_volume` or `encode` would: builds a trial header, before the long computation."""
     if like is None or not lends_geometry(like, path):
         kind = "DICOM" if _is_dicom(path) else "NIfTI"
         raise InputError(
-            f"Cannot write {quoted(path)}: its geometry has to come from a {kind} source; choose another kind of file."
+            f"Cannot write {quoted(path)}: its geometry has to come from a {kind} source; choose another format."
         )
     folders = [source.path for source in sources if source.path is not None and source.path.is_dir()]
     if _is_dicom(path) and os.path.realpath(Path(path).parent) in map(os.path.realpath, folders):
-        raise InputError(f"Cannot write {quoted(path)}: its folder is a series, one of the sources; choose another.")
+        raise InputError(
+            f"Cannot write {quoted(path)}: its folder is a series and one of the sources; choose another folder."
+        )
     with _writing(path):
         if _is_dicom(path):
             dicom_write.encode(quoted(path), None, _slope(like), like, sources, anonymise)
@@ -126,7 +128,7 @@ def check_target(
 def lends_geometry(image: Image, path: str | os.PathLike[str]) -> bool:
     """Whether a file at `path` can be written like this image.
 
-    DICOM needs the patient of a DICOM image, NIfTI a NIfTI header or a DICOM image of known place.
+    DICOM needs the patient from a DICOM image, NIfTI a NIfTI header or a DICOM image with world coordinates.
     """
     if image.header is None:
         return False
@@ -141,7 +143,7 @@ def from_dicom(image: Image) -> bool:
 
 
 def patient(image: Image) -> str:
-    """The ID of the patient of a DICOM image; "" if unknown."""
+    """The patient ID of a DICOM image; "" if unknown."""
     return dicom.patient(image.header) if from_dicom(image) else ""
 
 
@@ -162,7 +164,7 @@ def _decode_folder(folder: Path, name: str) -> Volume:
                 continue
         data = read_bytes(path)
         header = dicom.parse(data, quoted(path), stop_before_pixels=True)
-        if "Rows" not in header:  # a directory of the folder, a report
+        if "Rows" not in header:  # a DICOMDIR or a report
             continue
         size += len(data)
         if size > MAX_BYTES:
@@ -216,7 +218,7 @@ def _reading(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """As `one_sentence`, of a source whose header cannot be written again."""
+    """As `one_sentence`, for a source whose header cannot be written again."""
     try:
         with one_sentence(quoted(path)):
             yield
@@ -224,5 +226,5 @@ def _writing(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.__cause__ is None or isinstance(error.__cause__, (InputError, ImportError, MemoryError)):
             raise
         raise InputError(
-            f"Cannot write {quoted(path)}: the header of its source is damaged; use another kind of file."
+            f"Cannot write {quoted(path)}: the header of its source is damaged; choose another format."
         ) from error.__cause__

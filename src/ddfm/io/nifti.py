@@ -1,7 +1,7 @@
-"""NIfTI-1 and NIfTI-2 (.nii, .nii.gz) there and back, by nibabel.
+"""Reads and writes NIfTI-1 and NIfTI-2 (.nii, .nii.gz) with nibabel.
 
-The third axis counts slices, the second rows, the first columns; nothing is flipped. The affine is the sform's, or else
-the qform's; a header with neither says how large voxels are but not where.
+The third axis is slices, the second rows, the first columns; nothing is flipped. The affine is the sform's, or else
+the qform's; a header with neither gives the voxel size but no world coordinates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def decode(data: bytes, name: str) -> Volume:
     if not 0 <= offset <= MAX_OFFSET:
         raise InputError(f"{name} claims that its voxels begin at byte {offset}; save it again.")
     needed = offset + math.prod(shape) * dtype.itemsize
-    # Not a byte more than the header accounts for is unpacked: a bomb stays packed.
+    # Nothing beyond the size in the header is unpacked, as a defence against decompression bombs.
     if packed and not _reaches(data, needed):
         raise EOFError
     unpacked.seek(0)
@@ -71,22 +71,22 @@ def encode(name: str, steps: np.ndarray, slope: float, like: Image, compress: bo
 def encode_header(
     name: str, shape: tuple[int, ...], slope: float, like: Image, anonymise: bool = False
 ) -> tuple[bytes, str]:
-    """(all bytes before the numbers, the byte order of these).
+    """(all bytes before the voxels, the byte order of the voxels).
 
-    The header is that of `like` if it is a NIfTI file and still lies on its own grid, else a new one. anonymise:
+    The header is that of `like` if it is a NIfTI file that was not resampled, else a new one. anonymise:
     without free text. Raises InputError.
     """
     header = _header(shape, like, name)
     if anonymise:
         for field in IDENTIFYING:
             header[field] = b""
-    # Header and numbers are put together here: nibabel's own writer would choose a scale of its own.
+    # Header and voxels are assembled here, because nibabel's writer would choose its own scale.
     offset = 544 if header["sizeof_hdr"] == 540 else 352
     header.set_data_dtype(np.uint16)
     header.set_slope_inter(slope, like.low)
     header["cal_min"] = header["cal_max"] = 0  # the display window of the source, not of the result
     header["vox_offset"], header["magic"] = offset, header.single_magic
-    return header.binaryblock.ljust(offset, b"\0"), header.endianness  # the four zeros behind it: no extensions
+    return header.binaryblock.ljust(offset, b"\0"), header.endianness  # the four zeros after it: no extensions
 
 
 def is_packed(path: str | os.PathLike[str]) -> bool:
@@ -107,11 +107,11 @@ def _kind(start: bytes, name: str) -> int:
 
 
 def _reaches(data: bytes, needed: int) -> bool:
-    """Whether so many bytes are packed in these; a chunk of them in memory at a time."""
+    """Whether gzipped data unpacks to at least this many bytes; keeps only a chunk of them in memory."""
     if needed > 1032 * len(data):  # the most that deflate achieves
         return False
     if needed < 2**26:
-        return True  # the decoder will tell
+        return True  # left to the decoder
     unpacked, length = gzip.GzipFile(fileobj=io.BytesIO(data)), 0
     try:
         while length < needed and (chunk := unpacked.read(min(CHUNK, needed - length))):
@@ -129,7 +129,7 @@ def _check_size(shape: tuple[int, ...], name: str) -> None:
 
 
 def _grid(header: Any, size: tuple[int, ...], name: str, findings: list[str]) -> Grid | None:
-    """Where the voxels lie. An invalid affine is refused: any other would be a guess."""
+    """The grid of the voxels. An invalid affine is refused, since any replacement would be a guess."""
     width, height, depth = size
     known = {}
     for form in ("sform", "qform"):
@@ -144,7 +144,7 @@ def _grid(header: Any, size: tuple[int, ...], name: str, findings: list[str]) ->
         return Grid((depth, height, width), np.diag([*spacing, 1.0]), placed=False)
     form = next(iter(known))
     if wrong := problem(known[form]):
-        raise InputError(f"The {form} of {name}, its affine, {wrong}; write one that says where the voxels lie.")
+        raise InputError(f"The affine of {name} (its {form}) {wrong}; write a valid one.")
     grid = Grid((depth, height, width), known[form])
     if len(known) > 1 and not problem(known["qform"]):
         corners = grid.corners()
@@ -155,7 +155,7 @@ def _grid(header: Any, size: tuple[int, ...], name: str, findings: list[str]) ->
 
 
 def _millimetres(header: Any) -> float:
-    """The header's unit of length."""
+    """The header's unit of length in millimetres."""
     return {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
@@ -168,12 +168,12 @@ def _header(shape: tuple[int, ...], like: Image, name: str) -> Any:
         header = like.header.copy()
         size = header.get_data_shape()
         if (width, height, depth) != (*size, 1)[:3]:
-            raise InputError(f"Cannot write {name}: it has the shape {shape[::-1]}, its source {size}.")
+            raise InputError(f"Cannot write {name}: its shape is {shape[::-1]}, that of its source {size}.")
         return header
     if like.grid is None or not like.grid.placed:
-        raise InputError(f"Cannot write {name}: its geometry has to come from a source that has one.")
+        raise InputError(f"Cannot write {name}: its geometry has to come from a source with world coordinates.")
     if like.grid.shape != shape:
-        raise InputError(f"Cannot write {name}: it has the shape {shape[::-1]}, its source {like.grid.size}.")
+        raise InputError(f"Cannot write {name}: its shape is {shape[::-1]}, that of its source {like.grid.size}.")
     header = nibabel.Nifti1Header() if max(shape) < 2**15 else nibabel.Nifti2Header()  # type: ignore[no-untyped-call]
     header.set_data_shape((width, height, depth))  # type: ignore[no-untyped-call]
     affine = RAS_FROM_LPS @ like.grid.affine
@@ -186,7 +186,7 @@ def _header(shape: tuple[int, ...], like: Image, name: str) -> Any:
 
 
 def _is_own_grid(like: Image) -> bool:
-    """Whether a NIfTI source lies where its header says: it has not been resampled into another frame."""
+    """Whether a NIfTI source is still on the grid in its header, not resampled into another frame."""
     size = (*like.header.get_data_shape(), 1)[:3]
     if like.grid is None or not like.grid.placed:
         return True

@@ -1,4 +1,4 @@
-"""Which files belong together: by pattern, by name, or by how cameras and scanners call them."""
+"""Finds files that belong together: by pattern, by name, or by the naming schemes of cameras and scanners."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp"),
     *(".nii.gz", ".nii", ".dcm", ".dicom"),
 )
-CANDIDATES = 3  # shown of what is ambiguous
+CANDIDATES = 3  # how many ambiguous files a message shows
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """What belongs together.
+    """The files that belong together.
 
     Attributes:
-        groups: By the name they share, with its subfolders ("day 1/0007"): a file of each sensor.
-        unmatched: Images that have no partner.
-        findings: A sentence for each thing that was decided about names.
+        groups: By shared name, with subfolders ("day 1/0007"): one file per sensor.
+        unmatched: Images without a partner.
+        findings: A sentence for each decision about names.
     """
 
     groups: dict[str, list[Path]]
@@ -42,19 +42,19 @@ def find_groups(
 ) -> Pairing:
     """The images in folders and their subfolders that belong together.
 
-    A folder with the slices of a DICOM series is one source, a volume, and is called as the folder is.
+    A folder with the slices of a DICOM series is one source, a volume, and has the name of the folder.
 
     Args:
-        folders: One folder for each sensor, whose files share names or names but for what tells the sensor
-            ("7_ir", "7_vis"); or one folder of all, whose files or subfolders tell it (see `sensors.sensor_of`), or of
-            radiometric JPEGs, of which each is a group of its own.
-        patterns: A name for each sensor, in which `{id}` is what the files of a scene share, `*` and `?` are any
-            text and any character: "{id}_T.jpg", "thermal/{id}.png". It is compared with the end of the path, whatever
-            the case; a file goes to the pattern with the most letters.
-        leave_out: A folder within these that is not looked at: that of the results.
+        folders: One folder per sensor, whose files have the same names, or names that differ only by the sensor
+            ("7_ir", "7_vis"); or a single folder, whose files or subfolders name the sensor (see `sensors.sensor_of`),
+            or of radiometric JPEGs, each of which is a group.
+        patterns: A pattern per sensor, in which `{id}` is the part shared by the files of a scene, `*` any text and
+            `?` any character: "{id}_T.jpg", "thermal/{id}.png". It is matched with the end of the path, ignoring
+            case; a file goes to the matching pattern with the most literal characters.
+        leave_out: A folder within these to skip: that of the results.
 
     Raises:
-        InputError: a folder that cannot be read, nothing that belongs together, or several candidates for one place.
+        InputError: a folder that cannot be read, no files that belong together, or several candidates for one sensor.
     """
     roots = [Path(folder) for folder in folders]
     if patterns:
@@ -62,17 +62,17 @@ def find_groups(
     else:
         found = _by_name(roots, leave_out) if len(roots) > 1 else _by_sensor(roots[0], leave_out)
     if number := sum(path.is_dir() for paths in found.groups.values() for path in paths):
-        said = f"{number} folders are taken as DICOM series, a volume each; a CSV can pair single slices."
+        said = f"{number} folders are read as DICOM series, one volume each; a CSV can pair single slices."
         found.findings.append(said)
     groups = {roots[0].resolve().name if name == "." else name: paths for name, paths in found.groups.items()}
     return replace(found, groups=groups)
 
 
 def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """The images that all folders have, by stem: {stem: [path in each folder]} in order of stem, and the unmatched.
+    """The images present in all folders, by stem: {stem: [path in each folder]}, sorted, and the unmatched files.
 
     Extensions may differ between folders. Raises InputError for something that is not a folder, an empty folder, two
-    files of one stem in a folder, and where nothing matches.
+    files with the same stem in a folder, and if nothing matches.
     """
     tables = [_by_stem(Path(folder), {p.name: p for p in _listed(Path(folder)) if p.is_file()}) for folder in folders]
     groups, unmatched = _in_all(tables)
@@ -83,17 +83,17 @@ def pair_by_stem(folders: Sequence[Path]) -> tuple[dict[str, list[Path]], list[P
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a name ends like one of an image or volume."""
+    """Whether a name has the extension of an image or volume."""
     return name.lower().endswith(SUFFIXES)
 
 
 def _is_source(path: Path) -> bool:
-    """Whether a path of `_walked` is an image or a volume by its name, or a series."""
+    """Whether a path from `_walked` is an image or volume by its name, or a series."""
     return is_image_name(path.name) or path.is_dir()
 
 
 def stem(name: str) -> str:
-    """A name without the extension of an image."""
+    """A name without its image extension."""
     suffix = next((s for s in SUFFIXES if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 
@@ -104,7 +104,7 @@ def stem(name: str) -> str:
 def _by_pattern(roots: list[Path], patterns: Sequence[str], leave_out: str | os.PathLike[str] | None) -> Pairing:
     if len(patterns) < 2 or len(roots) not in (1, len(patterns)):
         raise InputError(
-            f"Give a pattern for each sensor, two or more, and one folder or one for each pattern: {len(patterns)} "
+            f"Give two or more patterns, one for each sensor, and one folder or one for each pattern: {len(patterns)} "
             f"patterns and {len(roots)} folders were given."
         )
     compiled = [_compiled(pattern) for pattern in patterns]
@@ -123,12 +123,12 @@ def _by_pattern(roots: list[Path], patterns: Sequence[str], leave_out: str | os.
     groups, alone = _in_all([{name: path for name, (path, *_) in table.items()} for table in found])
     _refuse_ambiguous({name: table[name] for table in found for name in groups if len(table[name]) > 1})
     if not groups:
-        raise InputError(f"No files belong together by {' and '.join(patterns)} in {' and '.join(map(quoted, roots))}.")
+        raise InputError(f"No files match {' and '.join(patterns)} in {' and '.join(map(quoted, roots))}.")
     return Pairing(groups, sorted([*unmatched, *alone]))
 
 
 def _by_name(roots: list[Path], leave_out: str | os.PathLike[str] | None) -> Pairing:
-    """The same name in each folder; of the rest, the same but for what tells the sensor."""
+    """Pairs by equal names in each folder; the rest by names that differ only by the sensor."""
     tables = [_by_stem(root, _walked(root, leave_out)) for root in roots]
     groups, _ = _in_all(tables)
     rest: list[dict[str, list[Path]]] = []
@@ -144,7 +144,7 @@ def _by_name(roots: list[Path], leave_out: str | os.PathLike[str] | None) -> Pai
     if not groups:
         raise InputError(
             f"No file name (without extension) is in all of {' and '.join(map(quoted, roots))}; corresponding files "
-            "share a name, or tell what they share with --pattern '{id}_ir.png' '{id}_vis.png'."
+            "share a name; if they differ, use --pattern '{id}_ir.png' '{id}_vis.png'."
         )
     taken = {path for paths in groups.values() for path in paths}
     unmatched = sorted(path for table in tables for path in table.values() if path not in taken)
@@ -152,10 +152,10 @@ def _by_name(roots: list[Path], leave_out: str | os.PathLike[str] | None) -> Pai
 
 
 def _by_sensor(root: Path, leave_out: str | os.PathLike[str] | None) -> Pairing:
-    """One folder, whose names or subfolders tell the sensor."""
+    """Pairs in one folder, whose names or subfolders give the sensor."""
     table = _by_stem(root, _walked(root, leave_out))
     scenes: dict[str, dict[str, list[Path]]] = {}
-    plain = {}  # such as FLIR_0001.jpg beside FLIR_0001_T.jpg
+    plain = {}  # such as FLIR_0001.jpg, next to FLIR_0001_T.jpg
     for name, path in table.items():
         scene, sensor = sensors.sensor_of(name)
         if sensor is None:
@@ -170,10 +170,10 @@ def _by_sensor(root: Path, leave_out: str | os.PathLike[str] | None) -> Pairing:
     _refuse_ambiguous({n: paths for n, scene in pairs.items() for paths in scene.values() if len(paths) > 1})
     if not pairs and (both := {name: [path] for name, path in table.items() if _holds_both(path)}):
         others = sorted(path for name, path in table.items() if name not in both)
-        return Pairing(both, others, [f"{len(both)} radiometric files are taken as temperatures and photo each."])
+        return Pairing(both, others, [f"{len(both)} radiometric files are read as temperatures and a photo each."])
     if not pairs:
         raise InputError(
-            f"{_no_pairs(root, table, scenes)}: give a folder for each sensor, or tell what the names share "
+            f"{_no_pairs(root, table, scenes)}: give a folder for each sensor, or describe the names "
             "with --pattern '{id}_T.jpg' '{id}_V.jpg' (* is any text)."
         )
     groups = {
@@ -187,7 +187,7 @@ def _by_sensor(root: Path, leave_out: str | os.PathLike[str] | None) -> Pairing:
 def _holds_both(path: Path) -> bool:
     try:
         return path.suffix.lower() in (".jpg", ".jpeg") and thermal.is_radiometric(path)
-    except InputError:  # empty, not to be opened
+    except InputError:  # empty or unreadable
         return False
 
 
@@ -201,14 +201,14 @@ def _no_pairs(root: Path, table: dict[str, Path], scenes: dict[str, dict[str, li
     return f"No names in {quoted(root)} tell two sensors apart ({example}, ...)"
 
 
-# ---------------------------------------------------------------------------------------------- what they share
+# ---------------------------------------------------------------------------------------------- shared helpers
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
     parts = re.split(r"(\{id\}|\*|\?)", pattern)
     if "{id}" not in parts or re.search(r"[{}]", pattern.replace("{id}", "")):
         raise InputError(
-            f"The pattern {pattern!r} needs {{id}} where the files of a scene share their name, as in {{id}}_T.jpg."
+            f"The pattern {pattern!r} needs {{id}} for the part that the files of a scene share, as in {{id}}_T.jpg."
         )
     text, seen = "", False
     for part in parts:
@@ -218,14 +218,14 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _in_all(tables: list[dict[str, Path]]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """What all tables have, in order of name, and the files of the rest."""
+    """The entries in all tables, sorted by name, and the files of the rest."""
     common = set.intersection(*(set(table) for table in tables))
     groups = {name: [table[name] for table in tables] for name in sorted(common)}
     return groups, sorted({path for table in tables for name, path in table.items() if name not in common})
 
 
 def _by_stem(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
-    """The images among files, by their name without extension; InputError where two have one, or there is none."""
+    """The images among files, by name without extension; InputError if two have the same, or if there is none."""
     found: dict[str, Path] = {}
     for name, path in files.items():
         if not _is_source(path) or path.name.startswith("."):
@@ -239,12 +239,12 @@ def _by_stem(folder: Path, files: dict[str, Path]) -> dict[str, Path]:
 
 
 def _one_form(name: str) -> str:
-    """A name whose accents are part of their letters: macOS writes them apart, other systems as they are typed."""
+    """A name with composed accents: macOS decomposes them, other systems keep them as typed."""
     return unicodedata.normalize("NFC", name)
 
 
 def _refuse_ambiguous(candidates: dict[str, list[Path]]) -> None:
-    """Raise InputError if there is any scene with several files for one place."""
+    """Raise InputError if any scene has several files for one sensor."""
     if not candidates:
         return
     shown = "; ".join(
@@ -259,16 +259,16 @@ def _refuse_ambiguous(candidates: dict[str, list[Path]]) -> None:
 
 
 def _walked(root: Path, leave_out: str | os.PathLike[str] | None) -> dict[str, Path]:
-    """All files in a folder and its subfolders, links to folders included, by path within it; nothing hidden.
+    """All files in a folder and its subfolders, including linked folders, by relative path; hidden ones are skipped.
 
-    In place of the slices of a DICOM series there is their folder, "." if it is `root` itself.
+    The slices of a DICOM series are represented by their folder, "." if it is `root` itself.
     """
     files: dict[str, Path] = {}
     seen = {os.path.realpath(leave_out)} if leave_out is not None else set()
     todo = [root]
     while todo:
         folder = todo.pop()
-        if (real := os.path.realpath(folder)) in seen:  # the results, or a link in a circle
+        if (real := os.path.realpath(folder)) in seen:  # the results, or a circular link
             continue
         seen.add(real)
         inside = [path for path in _listed(folder) if not path.name.startswith(".")]
@@ -281,12 +281,12 @@ def _walked(root: Path, leave_out: str | os.PathLike[str] | None) -> dict[str, P
 
 
 def _may_be_dicom(name: str) -> bool:
-    """Scanners give all sorts of extensions, or none, but not those of other images."""
+    """Whether a name may be that of a DICOM file: any extension or none, but not that of another image format."""
     return name.lower().endswith((".dcm", ".dicom")) or not is_image_name(name)
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What is in a folder, sorted. Raises InputError."""
+    """The contents of a folder, sorted. Raises InputError."""
     if not os.path.isdir(folder):
         raise InputError(f"{quoted(folder)} is not a folder; check the name.")
     return listed(folder)

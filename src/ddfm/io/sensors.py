@@ -1,4 +1,4 @@
-"""What a file's name tells of the sensor: FLIR_0001_T, DJI_0001_W, street_ir, brain-PET, thermal/0001."""
+"""Infers the sensor from a file's name: FLIR_0001_T, DJI_0001_W, street_ir, brain-PET, thermal/0001."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ WORDS = {
 }
 ORDER = tuple(WORDS)
 _SENSOR = {word: sensor for sensor, words in WORDS.items() for word in words.split()}
-# FLIR's and DJI's, behind a "_"; R is radiometric (DJI XT2, FLIR Duo Pro R)
+# The letters of FLIR and DJI after a "_"; R is radiometric (DJI XT2, FLIR Duo Pro R)
 _LETTERS = {"T": "thermal", "R": "thermal", "V": "visible", "W": "visible", "Z": "zoom"}
 _LAST = re.compile(r"(?P<rest>.+)(?P<mark>[_\-. ])(?P<word>[A-Za-z0-9]+)", re.DOTALL)
 _FIRST = re.compile(r"(?P<word>[A-Za-z0-9]{2,})[_\-. ](?P<rest>.+)", re.DOTALL)
 
 
 def sensor_of(name: str) -> tuple[str, str | None]:
-    """(what is left of a name without what tells the sensor, the sensor or None).
+    """(the name without its sensor part, the sensor or None).
 
     Args:
-        name: A path within a folder, with "/" and without extension. The sensor is told by the end of the file's name,
-            else by its beginning, else by the nearest folder; a folder that tells the same as the name is left out too.
+        name: A path within a folder, with "/" and without extension. The sensor is taken from the end of the file's
+            name, else from its beginning, else from the nearest folder; a folder that names the same sensor as the file
+            is left out too.
     """
     *folders, last = name.split("/")
     rest, sensor = _in_name(last)
@@ -43,7 +44,7 @@ def sensor_of(name: str) -> tuple[str, str | None]:
 
 
 def counterpart(sensor: str) -> str | None:
-    """What a file is that tells nothing beside one of this sensor."""
+    """The likely sensor of a file without a sensor in its name, next to one of this sensor."""
     return {"thermal": "visible", "visible": "thermal", "zoom": "thermal"}.get(sensor)
 
 

@@ -1,4 +1,4 @@
-"""The file of one sensor, whatever it is: the one reader of sources for Python, command line, batch and server."""
+"""Reads the file of one sensor, in any format, for Python, command line, batch and server alike."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def read_source(
     value_range: Range | None = None,
     window: Window | None = None,
 ) -> Image:
-    """A file of one sensor: of FLIR's radiometric JPEG the temperatures, not the image painted from them.
+    """The image in a file of one sensor; for a FLIR radiometric JPEG the temperatures, not the rendered image.
 
-    Arguments as of `images.read_any`, and InputError; the range is not for photos, nor where no value lies in it.
+    Arguments and errors as in `images.read_any`; the range is not applied to photos or files without values in it.
     """
     said: tuple[str, ...] = ()
     image = _read(path, normalise, value_range, window)
@@ -33,7 +33,7 @@ def read_source(
         said += (f"The range of {low:g} to {high:g} was not applied to {images.quoted(path)}, which {why}.",)
         image = _read(path, normalise, None, window)
     if image.pixels.min() == image.pixels.max():
-        said += (f"{images.quoted(path)} has the same value everywhere: it shows nothing.",)
+        said += (f"{images.quoted(path)} has the same value everywhere, so it shows nothing.",)
     return replace(image, findings=(*image.findings, *said))
 
 
@@ -43,6 +43,6 @@ def _read(path: str | os.PathLike[str], normalise: bool, value_range: Range | No
         try:
             return thermal.read_temperatures(path, value_range)
         except InputError as error:
-            unread = (f"The image in {images.quoted(path)} is taken instead of its temperatures: {error}",)
+            unread = (f"The image in {images.quoted(path)} is used instead of its temperatures: {error}",)
     image = images.read_any(path, normalise, value_range, window)
     return replace(image, findings=(*unread, *image.findings))

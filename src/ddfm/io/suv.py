@@ -1,7 +1,8 @@
 """Standardised uptake values of PET by body weight: SUV = activity per ml x body weight in g / injected activity.
 
-The injected activity is that at the time to which the image is decay-corrected (QIBA's vendor-neutral computation):
-DecayCorrection START is the start of the series or, if that was rewritten, of the acquisition; ADMIN the injection.
+The injected activity is taken at the time to which the image is decay-corrected (QIBA's vendor-neutral computation):
+for DecayCorrection START the start of the series or, if that was rewritten, of the acquisition; for ADMIN the
+injection.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ PHILIPS_FACTOR = (0x7053, 0x1000)  # SUV per count, private
 
 
 def standardised(dataset: Any, name: str) -> tuple[float, str]:
-    """(the factor from the file's values to SUV, 1 if unknown; a sentence that says what was done)."""
+    """(the factor from the file's values to SUV, 1 if unknown; a sentence about what was done)."""
     unit = str(dataset.get("Units") or "")
     if unit == "GML":
-        return 1.0, f"{name} is a PET in SUV (g/ml)."
+        return 1.0, f"{name} is a PET image in SUV (g/ml)."
     if unit == "CNTS" and (factor := _positive(_value(dataset, PHILIPS_FACTOR))):
-        return factor, f"{name} is a PET in counts; they were converted to SUV by the scanner's factor {factor:.4g}."
+        return factor, f"{name} is a PET image in counts, converted to SUV by the scanner's factor {factor:.4g}."
     if unit != "BQML":
-        return 1.0, f"{name} is a PET in {unit or 'an unknown unit'}, which has no SUV; its values are kept."
+        return (
+            1.0,
+            f"{name} is a PET image in {unit or 'an unknown unit'}, without an SUV; its values are kept.",
+        )
     missing, weight = [], _positive(dataset.get("PatientWeight"))
     if not weight:
         missing.append("the patient's weight")
@@ -34,10 +38,10 @@ def standardised(dataset: Any, name: str) -> tuple[float, str]:
     if elapsed is None or (elapsed and not half_life):
         missing.append("the decay correction or its times")
     if missing or not weight or not dose or elapsed is None:
-        return 1.0, f"{name} is a PET in Bq/ml and stays so, for its header lacks {', '.join(missing)}."
+        return 1.0, f"{name} is a PET image in Bq/ml and stays so, since its header lacks {', '.join(missing)}."
     left = dose * math.exp(-math.log(2) * elapsed / half_life) if half_life else dose
     return 1000 * weight / left, (
-        f"{name} is a PET in Bq/ml; it was converted to SUV by body weight ({weight:g} kg, {dose / 1e6:.4g} MBq, "
+        f"{name} is a PET image in Bq/ml, converted to SUV by body weight ({weight:g} kg, {dose / 1e6:.4g} MBq, "
         f"decayed for {elapsed / 60:.3g} min)."
     )
 
@@ -65,7 +69,7 @@ def _time(dataset: Any, what: str) -> datetime | None:
 
 
 def _parsed(text: str) -> datetime | None:
-    """YYYYMMDDHHMMSS, a fraction and a zone behind it left out."""
+    """A DICOM date and time, YYYYMMDDHHMMSS, ignoring fractions and time zone; None if invalid."""
     try:
         return datetime.strptime(text[:14], "%Y%m%d%H%M%S")
     except ValueError:

@@ -1,4 +1,4 @@
-"""CSV files, in and out."""
+"""Reads and writes CSV files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ddfm.errors import InputError
 from ddfm.io.files import quoted, read_bytes, write_bytes
 from ddfm.io.pairing import is_image_name
 
-LARGEST = 2**26  # bytes; a row is some hundred
+LARGEST = 2**26  # bytes; a row has about a hundred
 
 
 def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of a CSV file of file names, in UTF-8, each row with its own number of cells.
+    """The header and the rows of a UTF-8 CSV file of file names; rows may differ in length.
 
-    Cells are separated by commas, semicolons or tabs, see `dialect`; spaces around them do not count.
+    Cells are separated by commas, semicolons or tabs, see `dialect`; spaces around them are ignored.
 
     Args:
         path: The file.
-        needed: The least number of columns besides "output".
+        needed: The minimum number of columns besides "output".
 
     Raises:
         InputError: no such file, not a CSV file in UTF-8, no header or one that names files instead of columns, no row.
@@ -33,7 +33,7 @@ def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
     if len(data) > LARGEST:
         raise InputError(f"{name} is larger than {LARGEST >> 20} MiB: that is not a table of file names.")
     if b"\0" in data:
-        raise InputError(f"{name} is not a CSV file in UTF-8 (it has a NUL in it); save it as such.")
+        raise InputError(f"{name} is not a CSV file in UTF-8 (it contains a NUL); save it as such.")
     try:
         text = data.decode("utf-8-sig")
         cells = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect(text))
@@ -57,8 +57,8 @@ def read_table(path: Path, needed: int) -> tuple[list[str], list[list[str]]]:
 
 
 def dialect(text: str) -> dict[str, Any]:
-    """For `csv.reader`: the separator that the first line has most of, as spreadsheets write semicolons in half of
-    Europe; and no spaces after it."""
+    """The dialect for `csv.reader`: the most frequent separator in the first line, since spreadsheets write semicolons
+    in many locales, and no spaces after it."""
     header = text.lstrip().partition("\n")[0]
     return {"delimiter": max(",;\t", key=header.count), "skipinitialspace": True}
 

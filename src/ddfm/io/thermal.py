@@ -1,4 +1,4 @@
-"""FLIR's radiometric JPEG: temperatures and a photo of one scene in one file (`pip install ddfm[thermal]`)."""
+"""FLIR radiometric JPEG: temperatures and a photo of one scene in one file (`pip install ddfm[thermal]`)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ddfm.io.files import open_file, quoted
 from ddfm.io.images import PERCENTILES, Image, Range, read, to_unit
 
 LARGEST = 2**26  # bytes; a camera's file has one or two million
-MARKER = b"\xff\xe1"  # an application's segment of a JPEG
+MARKER = b"\xff\xe1"  # an application segment of a JPEG
 SEGMENTS = 256
-BLACK = 12 / 255  # what a letterboxed photo's border does not exceed, JPEG's ringing included
+BLACK = 12 / 255  # upper limit of the border of a letterboxed photo, including JPEG ringing
 EXIF, DIGITAL_ZOOM = 0x8769, 0xA404  # tags
 
 
 def is_radiometric(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a JPEG with FLIR's own segments. Raises InputError where it cannot be opened."""
+    """Whether a file is a JPEG with FLIR segments. Raises InputError if it cannot be opened."""
     with open_file(path) as file:
         if file.read(2) != b"\xff\xd8":
             return False
@@ -45,25 +45,25 @@ def is_radiometric(path: str | os.PathLike[str]) -> bool:
 def read_temperatures(path: str | os.PathLike[str], value_range: Range | None = None) -> Image:
     """The temperatures of a radiometric JPEG, in degrees Celsius, as an image (H, W).
 
-    value_range: the temperatures that become 0 and 1; without it the camera's own scale where the scene reaches as
-    far, else the scene's 0.1 to 99.9 percentiles, which `Image.findings` says.
+    value_range: the temperatures that become 0 and 1; by default the camera's own scale, as far as the scene fills
+    it, else the scene's 0.1 to 99.9 percentiles; `Image.findings` says which.
 
-    Raises InputError: no such file, not FLIR's or of a layout that is not known, the extra is missing.
+    Raises InputError: no such file, not a FLIR file or one with an unknown layout, the extra is missing.
     """
     return _temperatures(_unpacked(path), path, value_range)
 
 
 def read_sources(path: str | os.PathLike[str], value_range: Range | None = None) -> tuple[list[Image], np.ndarray]:
-    """The two sensors of a radiometric JPEG: temperatures (see `read_temperatures`) and the photo without a black
-    border, and where one lies in the other: the matrix (3, 3) from pixels of the photo to pixels of the temperatures.
+    """The two sensors of a radiometric JPEG, temperatures (see `read_temperatures`) and the photo without a black
+    border, and the matrix (3, 3) from pixels of the photo to pixels of the temperatures.
 
-    The camera stores how much larger the photo's field of view is than what it displays of the temperatures (Real2IR)
-    and where that has its centre (OffsetX, OffsetY, in pixels of the photo). What it displays is the centre of what it
-    stores, by the digital zoom z of its EXIF: x_photo + 0.5 = W / 2 + OffsetX + s (x + 0.5 - w / 2) with s = z W / w /
-    Real2IR. (That z enters was found, not documented: on a T640 at 1.6 registration gives a ratio of 2.17, and Real2IR
-    / z is 2.19.)
+    The camera stores the ratio of the photo's field of view to that of the displayed temperatures (Real2IR)
+    and the position of their centre (OffsetX, OffsetY, in pixels of the photo). The displayed temperatures are the
+    centre of the stored ones, by the digital zoom z in the EXIF: x_photo + 0.5 = W / 2 + OffsetX + s (x + 0.5 - w / 2)
+    with s = z W / w / Real2IR. (The role of z is not documented but was found empirically: on a T640 at zoom 1.6
+    registration gives a ratio of 2.17, and Real2IR / z is 2.19.)
 
-    Raises InputError: as `read_temperatures`, where there is no photo in the file, and where no temperature lies in the
+    Raises InputError: as `read_temperatures`, if there is no photo in the file, and if no temperature is in the
     range.
     """
     name, thermogram = quoted(path), _unpacked(path)
@@ -89,7 +89,7 @@ def read_sources(path: str | os.PathLike[str], value_range: Range | None = None)
     y = (0.5 - height / 2 - place.offset_y) / sy + h / 2 - 0.5
     pixels = np.divide(photo, 255, dtype=np.float32)
     top, bottom, left, right = _letterbox(pixels)
-    said = (f"The photo in {name} has a black border, which was left out.",)
+    said = (f"The photo in {name} has a black border, which was cropped.",)
     cut = (bottom - top, right - left) != (height, width)
     pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
     visible = Image(pixels, 8, Path(path), exif=exif, findings=said if cut else ())
@@ -109,10 +109,10 @@ def _unpacked(path: str | os.PathLike[str]) -> Any:
         try:
             thermogram: Any = flyr.unpack(file)
             celsius = thermogram.celsius
-            thermogram.optical, thermogram.pip_info  # noqa: B018  (decoded here, so that what fails is told here)
-        except Exception as error:  # flyr raises nearly anything: KeyError on DJI's XT2, struct.error on cut files
+            thermogram.optical, thermogram.pip_info  # noqa: B018  (decoded here, so that failures are reported here)
+        except Exception as error:  # flyr raises almost anything: KeyError for DJI's XT2, struct.error for cut files
             raise InputError(
-                f"{name} holds FLIR data of a layout that is not known, or damaged; give it and a photo as two files."
+                f"{name} holds damaged FLIR data or has a layout that is not known; give it and a photo as two files."
             ) from error
     if celsius.ndim != 2 or not celsius.size or not np.isfinite(celsius).all():
         raise InputError(f"{name} holds FLIR data that cannot be right; save or copy it again.")
@@ -140,16 +140,16 @@ def _temperatures(thermogram: Any, path: str | os.PathLike[str], value_range: Ra
 
 
 def _camera_scale(thermogram: Any) -> Range | None:
-    """The temperatures, in degrees Celsius, between which the camera's operator or automatics put the colours."""
+    """The temperature range of the colour scale, in degrees Celsius, set by the operator or by the camera."""
     try:
         low, high = (float(value) for value in thermogram.embedded_range("celsius"))
-    except Exception:  # flyr's formulas fail as they like where a file lacks it
+    except Exception:  # flyr fails in various ways if a file has none
         return None
     return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
 
 
 def _digital_zoom(exif: bytes | None) -> float:
-    """How many times the camera enlarged what it displayed; 1 where the file does not tell or tells nonsense."""
+    """The camera's digital zoom; 1 if it is missing or implausible."""
     tags = PIL.Image.Exif()
     try:
         with one_sentence("EXIF"):
@@ -161,9 +161,9 @@ def _digital_zoom(exif: bytes | None) -> float:
 
 
 def _letterbox(pixels: np.ndarray) -> tuple[int, int, int, int]:
-    """top, bottom, left, right of what is inside a photo's black border, two pixels of blur beside it left out.
+    """top, bottom, left, right of the area inside a photo's black border, without two pixels of blur next to it.
 
-    Such a border ends at once: a night's black sky, in which lights begin here and there, is none.
+    Such a border ends abruptly, unlike a black night sky with scattered lights.
     """
     bright, found = luma(pixels) > BLACK, []
     for axis in (1, 0):
@@ -172,7 +172,7 @@ def _letterbox(pixels: np.ndarray) -> tuple[int, int, int, int]:
         low, high = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (0, len(share))
         low, high = (low + 2 if low and share[low] > 0.5 else 0), (high - 2 if share[high - 1] > 0.5 else len(share))
         high = high if high < len(share) - 2 else len(share)
-        if high - low < len(share) / 2:  # a lamp in the dark is no photo's edge
+        if high - low < len(share) / 2:  # a lamp in the dark, not the edge of a photo
             low, high = 0, len(share)
         found += [low, high]
     return (found[0], found[1], found[2], found[3])

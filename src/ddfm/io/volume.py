@@ -1,7 +1,7 @@
-"""Numbers with a unit to pixels in [0, 1]: one linear map for a whole volume, never one per slice.
+"""Maps values with a unit to pixels in [0, 1]: one linear map for a volume, never one per slice.
 
-The smallest to the largest value becomes [0, 1]; or, normalised, the 0.1 to 99.9 percentiles; or, for a CT, a window in
-Hounsfield units. `Image.low` and `high` keep the map.
+The smallest to the largest value becomes [0, 1]; or, if normalised, the 0.1 to 99.9 percentiles; or, for CT, a window
+in Hounsfield units. `Image.low` and `high` keep the map.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from ddfm.io.images import PERCENTILES, Image
 
 Window = str | tuple[float, float]
 
-WINDOWS = {  # Hounsfield units; the widths and levels that radiology teaches
+WINDOWS = {  # Hounsfield units; the usual widths and levels in radiology
     "brain": (0.0, 80.0),
     "bone": (-500.0, 1300.0),
     "lung": (-1350.0, 150.0),
     "soft-tissue": (-150.0, 250.0),
 }
-LARGEST = 1e30  # beyond it the scale of a NIfTI file, a float32, fails
+LARGEST = 1e30  # beyond it the float32 scale of a NIfTI file overflows
 
 
 class Volume(NamedTuple):
-    """What a DICOM or NIfTI file holds.
+    """The contents of a DICOM or NIfTI file.
 
-    values: (S, H, W), real, in the file's unit. grid: None where not even a spacing is known. void: (S, H, W) bool,
-    what the file calls padding. modality: DICOM's, "" if unknown.
+    values: (S, H, W), real, in the file's unit. grid: None if not even a spacing is known. void: (S, H, W) bool,
+    the file's padding. modality: DICOM's, "" if unknown.
     """
 
     values: np.ndarray
@@ -46,22 +46,22 @@ def hounsfield(window: Window) -> tuple[float, float]:
     """The two ends of a window: one of `WINDOWS` by name, or (low, high). Raises InputError."""
     if isinstance(window, str):
         if window not in WINDOWS:
-            raise InputError(f"A window is {', '.join(WINDOWS)} or two Hounsfield units, not {window!r}.")
+            raise InputError(f"A window must be {', '.join(WINDOWS)} or two Hounsfield units, not {window!r}.")
         return WINDOWS[window]
     try:
         low, high = (float(end) for end in window)
     except (TypeError, ValueError):
-        raise InputError(f"A window is {', '.join(WINDOWS)} or two Hounsfield units, not {window!r}.") from None
+        raise InputError(f"A window must be {', '.join(WINDOWS)} or two Hounsfield units, not {window!r}.") from None
     if not -LARGEST < low < high < LARGEST:
-        raise InputError(f"A window goes from a lower to a higher number, not from {low:g} to {high:g}.")
+        raise InputError(f"A window must go from a lower to a higher number, not from {low:g} to {high:g}.")
     return low, high
 
 
 def to_image(volume: Volume, path: Path, normalise: bool, window: Window | None) -> Image:
-    """The volume as an Image, float32 [0, 1] (S, H, W), or (H, W) of a single slice; padding and NaN become 0.
+    """The volume as an Image, float32 [0, 1] (S, H, W), or (H, W) for a single slice; padding and NaN become 0.
 
-    window: of a CT: so the file says or, where it says nothing (NIfTI), the numbers look like Hounsfield units.
-    Raises InputError for infinite, absent and huge values.
+    window: for CT only: if the file says so or, if it has no modality (NIfTI), if the values look like Hounsfield
+    units. Raises InputError for infinite, absent and huge values.
     """
     name, values, findings = quoted(path), volume.values, list(volume.findings)
     void = volume.void
@@ -69,25 +69,25 @@ def to_image(volume: Volume, path: Path, normalise: bool, window: Window | None)
         nan = np.isnan(values)
         if nan.any():
             void = nan if void is None else nan | void
-            findings.append(f"{name} has NaN in {_share(nan)} of its voxels; they are taken as background.")
+            findings.append(f"{name} has NaN in {_share(nan)} of its voxels, which are treated as background.")
         del nan
     valid = values if void is None else values[~void]
     if not valid.size:
-        raise InputError(f"{name} holds nothing but padding and NaN; save it again.")
+        raise InputError(f"{name} contains only padding and NaN; save it again.")
     smallest, largest = float(valid.min()), float(valid.max())
     if not -LARGEST < smallest <= largest < LARGEST or 0 < largest - smallest < 1 / LARGEST:
-        raise InputError(f"{name} has values from {smallest:.4g} to {largest:.4g}; save it in a unit of usual size.")
+        raise InputError(f"{name} has values from {smallest:.4g} to {largest:.4g}; save it in a more usual unit.")
     low, high = smallest, largest
     if window is not None and _is_ct(volume.modality, smallest, largest):
         low, high = hounsfield(window)
-        findings.append(f"{name} is a CT: {low:g} to {high:g} Hounsfield units are shown, values beyond are clipped.")
+        findings.append(f"{name} is a CT image: {low:g} to {high:g} Hounsfield units are shown, the rest is clipped.")
     elif normalise:
         low, high = (float(v) for v in np.percentile(valid, PERCENTILES))
     del valid
     if not high > low:
         high = low + max(1.0, abs(low))  # a constant volume becomes 0 and is restored to itself
     pixels = np.empty(values.shape, np.float32)
-    for k, (out, numbers) in enumerate(zip(pixels, values, strict=True)):  # a volume in float64 at once is large
+    for k, (out, numbers) in enumerate(zip(pixels, values, strict=True)):  # a full volume in float64 is large
         out[:] = np.clip((numbers.astype(np.float64) - low) / (high - low), 0, 1)
         if void is not None:
             out[void[k]] = 0
@@ -96,7 +96,7 @@ def to_image(volume: Volume, path: Path, normalise: bool, window: Window | None)
 
 
 def _is_ct(modality: str, smallest: float, largest: float) -> bool:
-    """Air is -1000; padding below it goes to -3100 at most. No MRI or PET of usual make is negative so far."""
+    """Air is -1000, and padding below it is at least -3100. Usual MRI and PET images are never this negative."""
     return modality == "CT" or (not modality and -3100 <= smallest <= -500 and largest >= 100)
 
 

@@ -1,8 +1,8 @@
-"""OpenAI guided-diffusion checkpoints (ADM, `.pt`) as diffusers' `UNet2DModel` and `DDPMScheduler`.
+"""Converts OpenAI guided-diffusion checkpoints (ADM, `.pt`) to diffusers' `UNet2DModel` and `DDPMScheduler`.
 
-The network is the one of Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021). diffusers
-has every layer of it under another name, so conversion renames weights; only the attention's joint query, key
-and value is cut in three.
+The network is that of Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021). diffusers
+has all its layers under other names, so conversion renames weights; only the joint query, key and value of the
+attention is split in three.
 """
 
 import math
@@ -37,7 +37,7 @@ OPENAI_256: dict[str, Any] = {
 }
 """`create_model` arguments of the published 256x256_diffusion_uncond.pt."""
 
-# What `create_model` itself assumes for an argument that is not given; None: it must be given.
+# The defaults of `create_model`; None: the argument is required.
 _DEFAULTS: dict[str, Any] = {
     "image_size": None,
     "num_channels": None,
@@ -60,7 +60,7 @@ _DEFAULT_MULT = {
     128: (1, 1, 2, 3, 4),
     64: (1, 2, 3, 4),
 }
-# Flags people keep in the same file. These change nothing here (1000 steps "rescaled" to 1000 are themselves)
+# Other flags often kept in the same file. These have no effect here ("rescaling" 1000 steps to 1000 changes nothing)
 _NO_EFFECT = (
     "use_checkpoint",
     "use_fp16",
@@ -69,7 +69,7 @@ _NO_EFFECT = (
     "rescale_timesteps",
     "rescale_learned_sigmas",
 )
-# and these must be what the scheduler below says.
+# and these must agree with the scheduler below.
 _PROCESS = {"diffusion_steps": 1000, "noise_schedule": "linear", "predict_xstart": False}
 
 # Layer names inside one block, guided-diffusion -> diffusers.
@@ -81,7 +81,7 @@ _RES = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}  # and qkv, which has no single counterpart
+_ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}  # qkv has no single counterpart
 _EDGES = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
@@ -95,11 +95,11 @@ def unet_config(create_model_args: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments of `UNet2DModel` for guided-diffusion's `create_model` arguments.
 
     Args:
-        create_model_args: as in guided-diffusion's `script_util.create_model`; an absent one has its default
-            there. `channel_mult` is "" (by image size), "1,2,2" or a list; `attention_resolutions` likewise.
+        create_model_args: as in guided-diffusion's `script_util.create_model`, with the same defaults.
+            `channel_mult` is "" (by image size), "1,2,2" or a list; `attention_resolutions` likewise.
 
     Raises:
-        InputError: one is missing, unknown or malformed, or asks for what `UNet2DModel` cannot express.
+        InputError: one is missing, unknown or malformed, or specifies something that `UNet2DModel` cannot express.
     """
     args = _checked(create_model_args)
     size, width = args["image_size"], args["num_channels"]
@@ -109,7 +109,7 @@ def unet_config(create_model_args: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"image_size={size} has no default channel_mult: give channel_mult.")
     mult = _DEFAULT_MULT[size] if args["channel_mult"] == "" else _numbers(args, "channel_mult")
     if mult[0] != 1:
-        # guided-diffusion embeds the time step in num_channels numbers, UNet2DModel in its first width.
+        # The time step embedding has num_channels dimensions in guided-diffusion, the first width in UNet2DModel.
         raise InputError(f"channel_mult={args['channel_mult']!r} cannot be converted: the first factor must be 1.")
     channels = tuple(int(factor * width) for factor in mult)
     if any(c < 32 or c % 32 for c in channels):
@@ -144,7 +144,7 @@ def unet_config(create_model_args: dict[str, Any]) -> dict[str, Any]:
 
 
 def convert_state_dict(state: dict[str, torch.Tensor], args: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of a guided-diffusion network as those of `UNet2DModel(**unet_config(args))`.
+    """The weights of a guided-diffusion network, converted for `UNet2DModel(**unet_config(args))`.
 
     Args:
         state: guided-diffusion's state dict, any floating dtype, any device ("meta" costs no memory).
@@ -154,7 +154,7 @@ def convert_state_dict(state: dict[str, torch.Tensor], args: dict[str, Any]) -> 
         The state dict, float32; tensors that need no change of type or shape share memory with `state`.
 
     Raises:
-        InputError: a key is missing, left over, of the wrong shape or no dense floating tensor; names it.
+        InputError: a key is missing, left over, of the wrong shape or not a dense floating-point tensor; names it.
     """
     config = unet_config(args)
     wanted = {name: tuple(tensor.shape) for name, tensor in _meta_unet(config).state_dict().items()}
@@ -184,7 +184,7 @@ def convert_state_dict(state: dict[str, torch.Tensor], args: dict[str, Any]) -> 
                 name = f"{new}.{new_layer}{kind}"
                 if name not in wanted:  # a block that keeps its width has no skip_connection
                     continue
-                # Attention's projections are 1-wide convolutions there, linear layers here.
+                # Attention projections are convolutions of width 1 in guided-diffusion, linear layers in diffusers.
                 conv1d = old_layer == "proj_out" and kind == ".weight"
                 value = take(f"{old}.{old_layer}{kind}", wanted[name] + (1,) * conv1d)
                 converted[name] = value.reshape(wanted[name])
@@ -203,20 +203,20 @@ def convert_state_dict(state: dict[str, torch.Tensor], args: dict[str, Any]) -> 
 
 
 def load_guided_diffusion(path: str | Path) -> tuple[UNet2DModel, DDPMScheduler]:
-    """Reads a guided-diffusion checkpoint; no code in the file is ever run.
+    """Reads a guided-diffusion checkpoint; code in the file is never run.
 
     Args:
-        path: the `.pt`. Its `create_model` arguments are read from a `.json` of the same stem beside it;
+        path: the `.pt`. Its `create_model` arguments are read from a `.json` with the same stem in the same folder;
             without one they are those of 256x256_diffusion_uncond (`OPENAI_256`).
 
     Returns:
         unet: float32, on the CPU, in eval mode; (B, 3, H, W) in [-1, 1] and t in 0..999 -> eps (B, 3, H, W),
             followed by 3 channels of learned variance if the network has them. Weights may be mapped from the
             file, so it must not be overwritten while they are in use.
-        scheduler: the process it was trained for (1000 linear steps).
+        scheduler: the diffusion process it was trained for (1000 linear steps).
 
     Raises:
-        InputError: the file is missing, broken, no checkpoint, carries a pickle payload, or does not fit.
+        InputError: the file is missing, damaged, not a checkpoint, contains a pickle payload, or does not fit.
     """
     path = Path(path)
     beside = path.with_suffix(".json")
@@ -243,7 +243,7 @@ def load_guided_diffusion(path: str | Path) -> tuple[UNet2DModel, DDPMScheduler]
 
 
 def _checked(given: dict[str, Any]) -> dict[str, Any]:
-    """`given` with create_model's defaults, without what has no effect, every value of the right type."""
+    """`given` with the defaults of `create_model`, without flags that have no effect, all values checked."""
     args = {**_DEFAULTS, **{key: value for key, value in given.items() if key not in _NO_EFFECT}}
     for key, value in _PROCESS.items():
         if args.pop(key, value) != value:
@@ -262,7 +262,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
             most = LAYERS if key == "num_res_blocks" else 2**16
             right = type(value) is int and (1 <= value <= most or value == default)
         if not right:
-            raise InputError(f"The create_model argument {key} is {value!r}, which is missing or of the wrong kind.")
+            raise InputError(f"The create_model argument {key} is {value!r}, which is missing or of the wrong type.")
     return args
 
 
@@ -280,9 +280,9 @@ def _numbers(args: dict[str, Any], key: str) -> tuple[float, ...]:
 
 
 def _head_dim(args: dict[str, Any], widths: set[int]) -> int:
-    """Channels of one attention head, for which `UNet2DModel` has one figure.
+    """Channels per attention head, for which `UNet2DModel` has a single value.
 
-    `widths` are the channels of the blocks that attend.
+    `widths` are the channels of the blocks with attention.
     """
     if args["num_head_channels"] != -1:
         dims = {args["num_head_channels"]}
@@ -294,16 +294,16 @@ def _head_dim(args: dict[str, Any], widths: set[int]) -> int:
     if len(dims) > 1:
         raise InputError(
             f"num_heads={args['num_heads']} cannot be converted: attention would have heads of "
-            f"{' and '.join(map(str, sorted(dims)))} channels, and only one size can be expressed."
+            f"{' and '.join(map(str, sorted(dims)))} channels, but only one size is supported."
         )
     dim = int(dims.pop())
     if any(width % dim for width in widths):
-        raise InputError(f"Heads of {dim} channels do not divide attention of {max(widths)} channels.")
+        raise InputError(f"Attention of {max(widths)} channels cannot be divided into heads of {dim} channels.")
     return dim
 
 
 def _blocks(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(guided-diffusion block, diffusers block, layer names in it), in the order of the network."""
+    """(guided-diffusion block, diffusers block, its layer names), in network order."""
     levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
     resnet = config["downsample_type"] == "resnet"
     k = 1  # input_blocks.0 is the first convolution
@@ -325,7 +325,7 @@ def _blocks(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]
             yield f"output_blocks.{k}.0", f"up_blocks.{i}.resnets.{j}", _RES
             if kind == "AttnUpBlock2D":
                 yield f"output_blocks.{k}.1", f"up_blocks.{i}.attentions.{j}", _ATTENTION
-            if j == layers and i < levels - 1:  # the upsampler is the last of the level's last block
+            if j == layers and i < levels - 1:  # the upsampler is the last layer of the level's last block
                 last = 2 if kind == "AttnUpBlock2D" else 1
                 yield (
                     f"output_blocks.{k}.{last}",
@@ -336,7 +336,7 @@ def _blocks(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, str]]]
 
 
 def _meta_unet(config: dict[str, Any]) -> UNet2DModel:
-    """The network without memory for its weights."""
+    """The network on the meta device, without memory for its weights."""
     with torch.device("meta"):
         unet: UNet2DModel = UNet2DModel(**config)
         return unet
@@ -359,8 +359,10 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise InputError(f"{quoted(path)} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # a broken or hostile file can fail anywhere in the reader
-        raise InputError(f"{quoted(path)} is not a whole checkpoint of plain weights, so it was not loaded.") from error
+    except Exception as error:  # a damaged or malicious file can fail anywhere in the reader
+        raise InputError(
+            f"{quoted(path)} is not a complete checkpoint of plain weights, so it was not loaded."
+        ) from error
     if not isinstance(state, dict) or not state:
-        raise InputError(f"{quoted(path)} is not a guided-diffusion checkpoint: it does not hold named weights.")
+        raise InputError(f"{quoted(path)} is not a guided-diffusion checkpoint: it does not contain named weights.")
     return state

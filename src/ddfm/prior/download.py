@@ -1,7 +1,7 @@
-"""Fetches a published prior once: download, verify, convert into the cache.
+"""Downloads a published prior once, verifies it and converts it into the cache.
 
 The cache holds a diffusers folder per prior, `<cache>/<name>/{unet,scheduler}`, which is written atomically.
-While a pull is under way, or was interrupted, what it has lies in `<cache>/.<name>.download`; that folder, with the
+A pull that is running or was interrupted keeps its files in `<cache>/.<name>.download`; that folder, with the
 original `.pt` in it, is removed once the converted prior is in place.
 """
 
@@ -31,9 +31,9 @@ from ddfm.io.files import quoted
 from ddfm.prior.checks import regular
 
 TIMEOUT = 30.0  # seconds without a byte after which a connection counts as broken
-PATIENCE = 60.0  # seconds in which a connection must answer, and then bring
-LEAST_RATE = 1024  # bytes a second, or count as broken: one that dribbles never times out
-RETRIES = 5  # how often in a row a download may fail without getting on
+PATIENCE = 60.0  # seconds in which a connection must answer, and over which its rate is measured
+LEAST_RATE = 1024  # bytes per second; below that it counts as broken, since a trickle never times out
+RETRIES = 5  # how often in a row a download may fail without making progress
 BACKOFF = 1.0  # seconds before the first retry, doubled for each further one
 CHUNK = 1 << 20
 FILES = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "scheduler/scheduler_config.json")
@@ -41,9 +41,9 @@ FILES = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "schedu
 
 @dataclass(frozen=True)
 class Published:
-    """A guided-diffusion checkpoint: where it is, its bytes and their SHA-256, and its `create_model` arguments.
+    """A guided-diffusion checkpoint: its address, size in bytes, SHA-256, and `create_model` arguments.
 
-    args None: those of `ddfm.prior.convert.OPENAI_256`.
+    args: None for those in `ddfm.prior.convert.OPENAI_256`.
     """
 
     url: str
@@ -62,17 +62,19 @@ PUBLISHED = {
 
 
 def cache_dir() -> Path:
-    """Where pulled priors live: $DDFM_CACHE, else $XDG_CACHE_HOME/ddfm, else ~/.cache/ddfm. Raises InputError."""
+    """The folder for pulled priors: $DDFM_CACHE, else $XDG_CACHE_HOME/ddfm, else ~/.cache/ddfm. Raises InputError."""
     own = os.environ.get("DDFM_CACHE")
     given = own or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         return Path(given).expanduser() / ("" if own else "ddfm")
-    except RuntimeError as error:  # ~somebody who is not there, or no home at all
-        raise InputError(f"The cache {quoted(given)} is in no known home: set DDFM_CACHE to a folder.") from error
+    except RuntimeError as error:  # ~user without an account, or no home at all
+        raise InputError(
+            f"The home folder of the cache {quoted(given)} is unknown: set DDFM_CACHE to a folder."
+        ) from error
 
 
 def cached(name: str = "openai-256", cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """The diffusers folder of a prior that was pulled, or None."""
+    """The diffusers folder of a pulled prior, or None."""
     folder = _root(cache_dir) / name
     return folder if all((folder / file).is_file() for file in FILES) else None
 
@@ -83,22 +85,22 @@ def pull(
     url: str | None = None,
     progress: bool = True,
 ) -> Path:
-    """Downloads, verifies and converts a published prior, unless the cache has it already.
+    """Downloads, verifies and converts a published prior, unless it is already in the cache.
 
-    An interrupted pull goes on where it stopped. openai-256 is 2.2 GB to download, as much again to convert.
+    An interrupted pull resumes where it stopped. openai-256 is a 2.2 GB download and needs as much again to convert.
 
     Args:
         name: a key of `PUBLISHED`.
         cache_dir: a folder other than `cache_dir()`.
-        url: a mirror (http or https); what it sends must be the published file, byte for byte.
+        url: a mirror (http or https), which must send the published file, byte for byte.
         progress: show a bar on the terminal (standard error).
 
     Returns:
         The diffusers folder in the cache: `unet` (float32 safetensors) and `scheduler`.
 
     Raises:
-        InputError: an unknown name, no connection, another file than the published one (it is deleted), no room on
-            the disk, or another pull of the same prior at work.
+        InputError: an unknown name, no connection, a file other than the published one (it is deleted), too little
+            disk space, or another running pull of the same prior.
         KeyboardInterrupt: on Ctrl-C, after a line on standard error that says how to resume.
     """
     if name not in PUBLISHED:
@@ -115,7 +117,7 @@ def pull(
             if os.path.lexists(path):
                 regular(path)
         with _only_one(root / f".{name}.lock", name), _bar(progress) as bar:
-            if done := cached(name, cache_dir):  # another pull ended just before the lock was ours
+            if done := cached(name, cache_dir):  # another pull finished just before we got the lock
                 return done
             work.mkdir(exist_ok=True)
             _check_room(item, weights if weights.exists() else part)
@@ -134,13 +136,13 @@ def pull(
             markup=False,
         )
         raise
-    except OSError as error:  # the network's own errors have become InputError by now: this is the disk
+    except OSError as error:  # network errors are InputError by now, so this is the disk
         raise InputError(f"Cannot write to the cache {quoted(root)}: {error.strerror or error}.") from error
     return root / name
 
 
 class _Broken(Exception):
-    """The connection failed in a way that trying again may mend; str() says how."""
+    """The connection failed in a way that a retry may fix; str() says how."""
 
 
 def _root(given: str | os.PathLike[str] | None) -> Path:
@@ -154,7 +156,7 @@ def _only_one(path: Path, name: str) -> Iterator[None]:
         with filelock.FileLock(path, timeout=0, thread_local=False):
             yield
     except filelock.Timeout as error:
-        raise InputError(f"Another pull of {name} is at work in {quoted(path.parent)}: wait for it.") from error
+        raise InputError(f"Another pull of {name} is running in {quoted(path.parent)}: wait for it.") from error
 
 
 def _bar(show: bool) -> Progress:
@@ -163,27 +165,27 @@ def _bar(show: bool) -> Progress:
 
 
 def _check_free(target: Path) -> None:
-    """Nothing is where the prior will be: a pull renames it there whole, so it would be somebody else's."""
+    """Raise InputError if the target exists: only complete priors are renamed there, so it is not ours."""
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
     if os.path.lexists(target):
-        raise InputError(f"{quoted(target)} is in the way and is not a whole prior: move it elsewhere.")
+        raise InputError(f"{quoted(target)} is in the way and is not a complete prior: move it elsewhere.")
 
 
 def _check_room(item: Published, partial: Path) -> None:
-    """Room for the rest of the download and for the converted copy beside it."""
+    """Raise InputError unless there is space for the rest of the download and for the converted copy."""
     have = partial.stat().st_size if partial.exists() else 0
     needed = max(item.size - have, 0) + item.size
     free = shutil.disk_usage(partial.parent).free
     if free < needed:
         raise InputError(
-            f"The disk of {quoted(partial.parent)} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed: "
-            "make room, or set DDFM_CACHE to a folder on another disk."
+            f"The disk of {quoted(partial.parent)} has {free / 1e9:.1f} GB free but {needed / 1e9:.1f} GB are needed: "
+            "free some space, or set DDFM_CACHE to a folder on another disk."
         )
 
 
 def _download(url: str, item: Published, part: Path, bar: Progress) -> None:
-    """Fills `part` up to the published size, over as many connections as it takes."""
+    """Downloads `part` up to the published size, with as many connections as it takes."""
     task = bar.add_task("download", total=item.size, completed=part.stat().st_size if part.exists() else 0)
     failures = 0
     while True:
@@ -192,18 +194,18 @@ def _download(url: str, item: Published, part: Path, bar: Progress) -> None:
             return _fetch(url, item, part, bar, task)
         except _Broken as error:
             after = part.stat().st_size if part.exists() else 0
-            # A line that gets on may break any number of times; one that does not is given up.
+            # A connection that makes progress may break any number of times; one that does not is given up.
             failures = 0 if after - before > item.size // 100 else failures + 1
             if failures >= RETRIES:
                 raise InputError(
-                    f"Cannot download {url}: {error} at {after:,} of {item.size:,} bytes; they are kept, pull again."
+                    f"Cannot download {url}: {error} at {after:,} of {item.size:,} bytes; they are kept, so pull again."
                 ) from error
             time.sleep(BACKOFF * 2 ** max(failures - 1, 0))
 
 
 def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> None:
-    """One connection: appends to `part` if the server can resume from there with the same file, else starts anew."""
-    validator = part.with_suffix(".validator")  # what the server called the version that `part` is of
+    """One connection: appends to `part` if the server can resume the same file from there, else starts over."""
+    validator = part.with_suffix(".validator")  # the server's tag for the version of `part`
     have = part.stat().st_size if part.exists() else 0
     if have == item.size:
         return
@@ -225,8 +227,8 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
                 raise _wrong_size(url, item, part, total)
             if span.partition("-")[0] != str(have):
                 part.unlink()
-                raise _Broken("the server answered with another part of the file than was asked for")
-        else:  # 200: the whole file, from its beginning
+                raise _Broken("the server answered with a part of the file other than the one requested")
+        else:  # 200: the full file
             length = response.headers.get("Content-Length")
             if length is not None and length != str(item.size):
                 raise _wrong_size(url, item, part, length)
@@ -244,10 +246,10 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
             while have < item.size:
                 if (now := time.monotonic()) > since + PATIENCE:
                     if have - before < LEAST_RATE * PATIENCE:
-                        raise _Broken(f"fewer than {LEAST_RATE} bytes a second arrive")
+                        raise _Broken(f"fewer than {LEAST_RATE} bytes a second arrived")
                     since, before = now, have
                 with _network(url):
-                    data = response.raw.read1(min(CHUNK, item.size - have))  # what is there: a stall loses nothing
+                    data = response.raw.read1(min(CHUNK, item.size - have))  # what has arrived: a stall loses nothing
                 if not data:
                     raise _Broken("the connection broke off")
                 file.write(data)
@@ -260,13 +262,13 @@ def _fetch(url: str, item: Published, part: Path, bar: Progress, task: Any) -> N
 
 
 def _within(seconds: float, url: str, headers: dict[str, str]) -> requests.Response:
-    """The response, if its headers come in time: a timeout of the socket alone begins anew with each byte."""
+    """The response, if its headers arrive in time: a socket timeout alone restarts with each byte."""
     answers: queue.Queue[requests.Response | BaseException] = queue.Queue()
 
     def ask() -> None:
         try:
             answers.put(requests.get(url, headers=headers, stream=True, timeout=TIMEOUT))
-        except BaseException as error:  # for the thread that waits
+        except BaseException as error:  # for the waiting thread
             answers.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -281,13 +283,13 @@ def _within(seconds: float, url: str, headers: dict[str, str]) -> requests.Respo
 
 @contextmanager
 def _network(url: str) -> Iterator[None]:
-    """Turns every way a connection can fail into `_Broken`, or InputError where trying again is no use."""
+    """Turns every connection failure into `_Broken`, or into InputError if a retry is pointless."""
     try:
         yield
     except requests.HTTPError as error:
         answer: Any = error.response
         answer.close()
-        status = f"the server answers {answer.status_code} {answer.reason}"
+        status = f"the server answered {answer.status_code} {answer.reason}"
         if answer.status_code in (408, 416, 425, 429) or answer.status_code >= 500:
             raise _Broken(status) from error
         raise InputError(f"Cannot download {url}: {status}.") from error
@@ -299,12 +301,12 @@ def _network(url: str) -> Iterator[None]:
         raise _Broken("the connection broke off") from error
     except (requests.ConnectionError, urllib3.exceptions.HTTPError) as error:
         raise _Broken(_reason(error)) from error
-    except requests.RequestException as error:  # an address that is none, or not of http or https
+    except requests.RequestException as error:  # an invalid address, or one other than http or https
         raise InputError(f"Cannot download {url}: {error}.") from error
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words for it, where it is the cause."""
+    """The operating system's message, if it is the cause."""
     cause: BaseException | None = error
     while cause is not None and not (isinstance(cause, OSError) and cause.strerror):
         cause = getattr(cause, "reason", None) or cause.__cause__ or cause.__context__
@@ -317,7 +319,7 @@ def _wrong_size(url: str, item: Published, part: Path, size: str) -> InputError:
 
 
 def _verify(item: Published, weights: Path, url: str, bar: Progress) -> None:
-    """Deletes the file unless it is the published one."""
+    """Deletes the file and raises InputError unless it is the published one."""
     task = bar.add_task("verify", total=weights.stat().st_size)
     digest = hashlib.sha256()
     with open(weights, "rb") as file:
@@ -327,12 +329,12 @@ def _verify(item: Published, weights: Path, url: str, bar: Progress) -> None:
     if digest.hexdigest() != item.sha256:
         weights.unlink()
         raise InputError(
-            f"What came from {url} is not the published file (SHA-256 differs) and was deleted: pull again."
+            f"The download from {url} is not the published file (SHA-256 differs) and was deleted: pull again."
         )
 
 
 def _convert(item: Published, weights: Path, target: Path, bar: Progress) -> None:
-    """The checkpoint as a diffusers folder; a rename at the end puts it in place whole."""
+    """Writes the checkpoint as a diffusers folder, renamed into place at the end."""
     from ddfm.prior.convert import OPENAI_256, load_guided_diffusion  # takes seconds to import
 
     bar.add_task("convert", total=None)

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update of a convolution is orthogonalised, so that every direction of it learns at one rate."""
+"""Muon: momentum with orthogonalised updates of convolution kernels, so that all directions learn at the same rate."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,13 +10,13 @@ from torch import Tensor
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024) for convolutions.
 
-    A kernel (out, in, h, w) is the matrix (out, in h w); its update is the nearest matrix with orthonormal rows to
-    Nesterov's momentum of the gradient. `torch.optim.Muon` is for matrices alone.
+    A kernel (out, in, h, w) is treated as a matrix (out, in h w); its update is the matrix with orthonormal rows that
+    is nearest to the Nesterov momentum of the gradient. `torch.optim.Muon` supports only matrices.
 
     Args:
-        kernels: Parameters of four dimensions, with out <= in h w.
+        kernels: Four-dimensional parameters, with out <= in h w.
         lr: Learning rate: the spectral norm of a step.
-        momentum: Share of the old gradients that is kept.
+        momentum: Fraction of the old momentum that is kept.
         weight_decay: As in AdamW, times the learning rate.
     """
 
@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of all kernels that have a gradient."""
+        """Update all kernels that have a gradient."""
         for group in self.param_groups:
             for kernel in group["params"]:
                 if kernel.grad is None:
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About the nearest matrix with orthonormal rows, (n, m) with n <= m: all singular values come to 0.7 to 1.2.
+    """Approximately the nearest matrix with orthonormal rows, (n, m) with n <= m: singular values become 0.7 to 1.2.
 
     Newton-Schulz iterations with Jordan's coefficients, on the (n, n) Gram matrix, which is smaller than the matrix.
     """

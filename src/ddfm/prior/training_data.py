@@ -1,4 +1,4 @@
-"""The images a prior is trained on: which are held out, at which scales, and random crops of the others."""
+"""Training data for a prior: the held-out split, scales, and random crops."""
 
 import re
 import zlib
@@ -13,17 +13,18 @@ from ddfm.io.images import read
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 HELD_OUT = 2 / 15  # of each folder: 40 of 300
-BLOCKY = 1.1  # of `blockiness`: photographs of BSDS500 have 1.02, infrared JPEGs of RoadScene 1.28
+BLOCKY = 1.1  # threshold of `blockiness`: photographs in BSDS500 have 1.02, infrared JPEGs in RoadScene 1.28
 
 
 def subject(path: Path) -> str:
-    """What must not be on both sides of the split: the patient of a slice (KIND_<patient><slice, 3 digits>_...)."""
+    """The key that must not be on both sides of the split: a slice's patient (KIND_<patient><slice, 3 digits>_...)."""
     slice_name = re.match(r"[A-Z]+_(\d+)\d{3}_", path.stem)
     return slice_name.group(1) if slice_name else re.sub(r"\D", "", path.stem) or path.stem
 
 
 def split(folder: Path) -> tuple[list[Path], list[Path]]:
-    """(trained on, held out) files of one folder, the same on every machine: ordered by a hash of their subject."""
+    """(training, held-out) files of one folder, the same on every machine, since they are sorted by a hash of their
+    subject."""
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     files.sort(key=lambda p: zlib.crc32(subject(p).encode()))
     held = files[: round(len(files) * HELD_OUT)]
@@ -32,13 +33,13 @@ def split(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_luma(path: Path) -> np.ndarray:
-    """uint8 (H, W). Raises InputError for what is no image."""
+    """The luma of an image file, uint8 (H, W). Raises InputError for other files."""
     grey: np.ndarray = np.rint(255 * luma(read(path).pixels)).astype(np.uint8)
     return grey
 
 
 def blockiness(grey: np.ndarray) -> float:
-    """Mean step across JPEG's grid of 8 pixels over the median of the steps off it: about 1 where no blocks show."""
+    """The mean step across JPEG's 8-pixel grid relative to the median step off it: about 1 without visible blocks."""
     ratios = []
     for image in (grey, grey.T):
         if image.shape[1] < 16:
@@ -50,9 +51,9 @@ def blockiness(grey: np.ndarray) -> float:
 
 
 def scales(grey: np.ndarray, crop: int) -> list[np.ndarray]:
-    """The image itself and smaller ones: structure at several scales.
+    """The image and smaller versions of it, for structure at several scales.
 
-    An image in which JPEG's blocks show is used only shrunk: there they are averaged away, and off their grid.
+    An image with visible JPEG blocks is only used shrunk, which averages them away and moves them off their grid.
     """
     factors = (0.7, 0.5) if blockiness(grey) > BLOCKY else (1.0, 0.7, 0.5)
     sizes = [(round(grey.shape[1] * s), round(grey.shape[0] * s)) for s in factors]
@@ -60,7 +61,7 @@ def scales(grey: np.ndarray, crop: int) -> list[np.ndarray]:
 
 
 def random_crops(images: list[np.ndarray], p: np.ndarray, n: int, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """(n, 1, size, size) in [-1, 1]: flipped, turned, with random gamma; a quarter inverted (thermal polarity)."""
+    """(n, 1, size, size) in [-1, 1]: flipped, rotated, with random gamma; a quarter inverted (thermal polarity)."""
     out = np.empty((n, size, size), np.float32)
     for k, which in enumerate(rng.choice(len(images), n, p=p)):
         image = images[which]
@@ -69,7 +70,7 @@ def random_crops(images: list[np.ndarray], p: np.ndarray, n: int, size: int, rng
         if rng.random() < 0.5:
             patch = patch[:, ::-1]
         out[k] = patch
-    out = ((out + rng.random(out.shape, np.float32)) / 256).clip(1e-6, 1)  # the levels of 8 bits are not learnt
+    out = ((out + rng.random(out.shape, np.float32)) / 256).clip(1e-6, 1)  # dithered: hides the 8-bit levels
     out **= np.exp(rng.uniform(-0.5, 0.5, (n, 1, 1)) * (rng.random((n, 1, 1)) < 0.5)).astype(np.float32)
     inverted = rng.random(n) < 0.25
     out[inverted] = 1 - out[inverted]
@@ -77,7 +78,7 @@ def random_crops(images: list[np.ndarray], p: np.ndarray, n: int, size: int, rng
 
 
 class Batches(torch.utils.data.Dataset[torch.Tensor]):
-    """The batch of each step, which depends on the seed and the step alone: a run can be resumed anywhere."""
+    """The batch of each step, which depends only on the seed and the step, so that a run can be resumed anywhere."""
 
     def __init__(self, images: list[np.ndarray], p: np.ndarray, batch_size: int, crop: int, seed: int):
         self.images, self.p = images, p / p.sum()

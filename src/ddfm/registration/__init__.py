@@ -1,4 +1,4 @@
-"""One frame for all sources: where the pixels of one image lie in another, and bringing them there."""
+"""One frame for all sources: estimates where one image lies in another, and resamples it there."""
 
 from ddfm.registration.estimate import register
 from ddfm.registration.frame import Align, Framed, frame_of, registered, to_frame, with_frame_beyond

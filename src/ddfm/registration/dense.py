@@ -1,8 +1,9 @@
 """Beyond an affine map: the small, smooth displacement that parallax and lenses leave between two images.
 
-Lucas and Kanade's steps ("An iterative image registration technique", 1981) on contours, under Gaussian windows and
-shrunk towards none where there is nothing to go by; coarse to fine. Kept only where it predicts: what is found on one
-half of the image must make the other half fit better and, since any resampling smooths noise away, its opposite worse.
+Lucas-Kanade steps ("An iterative image registration technique", 1981) on contours, with Gaussian windows, shrunk
+towards zero where there is no structure; coarse to fine. Kept only if it predicts: the displacement found on one half
+of the image must improve the fit of the other half and, since any resampling smooths noise away, its opposite worsen
+it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ddfm.registration.transform import Registration, identity
 LEVELS = (256, 512)  # pixels of the longest side
 WINDOWS = (48, 24)  # pixels, standard deviation, at every level
 STEPS = 4  # for each window
-SHRINK = 0.1  # of the median structure: how much speaks for no displacement
-BLOCK = 4 * WINDOWS[-1]  # pixels, of the chequerboard whose halves test each other: wider than what windows see
-CELL = 4  # pixels: windows are far wider, so their sums are taken on a coarser grid
+SHRINK = 0.1  # of the median structure: the prior weight of zero displacement
+BLOCK = 4 * WINDOWS[-1]  # pixels, of the chequerboard whose halves test each other: wider than the windows reach
+CELL = 4  # pixels: windows are far wider, so their sums are computed on a coarser grid
 
 
 def refined(place: Registration, moving: np.ndarray, fixed: np.ndarray) -> Registration:
-    """The registration with a displacement of each pixel, or a sentence saying that it gains nothing.
+    """The registration with a displacement for each pixel, or with a sentence that this gains nothing.
 
     Args:
         place: Where moving lies in fixed, within a few pixels.
@@ -45,10 +46,10 @@ def refined(place: Registration, moving: np.ndarray, fixed: np.ndarray) -> Regis
 
 
 def displacement(moving: Masked, fixed: Masked) -> np.ndarray | None:
-    """(H, W, 2) float32: what to add to each pixel (x, y) of fixed to be at the same thing in moving; None for nothing.
+    """(H, W, 2) float32: the offset from each pixel (x, y) of fixed to its counterpart in moving; None if unreliable.
 
     Args:
-        moving, fixed: The images on one grid, luma (H, W) float, moving already laid on fixed within a few pixels,
+        moving, fixed: The images on one grid, luma (H, W) float, already aligned to within a few pixels,
             and where each has data, (H, W) in [0, 1].
     """
     pyramid = [_level(moving, fixed, side) for side in LEVELS if side == LEVELS[0] or side / 2 < max(fixed[0].shape)]
@@ -88,7 +89,7 @@ class _Level:
         return correlation(planes, self.fixed, weight)
 
     def step(self, found: np.ndarray, window: float, half: int | None) -> np.ndarray:
-        """The displacement improved: in each window the least squares of what is left, and of its own length."""
+        """The displacement improved by regularised least squares in each window."""
         planes, weight = self.warped(found, half)
         difference = self.fixed - planes
         gx, gy = ((a + b) / 2 for a, b in zip(self.slopes, gradient(planes), strict=True))

@@ -1,10 +1,10 @@
-"""Registration of two images of different kind by what they show.
+"""Registration of two images of different modalities by their content.
 
-Contours first: a search over scales, turns and shifts on thumbnails, Gauss-Newton steps coarse to fine from the best
-places, and the best of these. It is believed if either half of the image, started elsewhere, finds the same place, and
-no other place fits nearly as well. Of objects on black (a head) the mutual information of images of one field of view
-decides where contours do not, and first where an image is smooth (PET, SPECT), whose few contours lie at the rim of the
-brain, not of the head; again two halves must agree.
+Contours first: a search over scales, rotations and shifts on thumbnails, Gauss-Newton steps coarse to fine from the
+best candidates, and the best result. It is confident if either half of the image, started elsewhere, converges to the
+same place, and no other place fits nearly as well. For objects on black (a head) in images of one field of view, mutual
+information decides if contours do not, and comes first if an image is smooth (PET, SPECT), whose few contours lie at
+the rim of the brain, not of the head; again two halves must agree.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ddfm.registration.transform import Registration, corner_distance, from_matr
 from ddfm.threads import side_by_side
 
 SMALLEST = 32  # pixels a side
-ALIGNED = 1.0  # pixels of fixed: what is displaced by no more is left as it is
+ALIGNED = 1.0  # pixels of fixed: a pair displaced by no more is left as it is
 LEVELS = {192: 4, 320: 3}  # longest side in pixels: how many candidates are refined there
 FINEST = 512  # pixels of the longest side
-ASIDE = 6.0  # pixels of the last level at which either half starts: from there it must come back by itself
-AGREEMENT = 0.012  # of the longest side: so far apart may the halves lay a corner
-RIVAL = 0.93  # of the best score: another place that fits so well is one too many
-ELSEWHERE = 0.03  # of the longest side: what differs by more is another place
-AFFINE_GAIN = 0.03  # the part of its score that a pair must gain to be stretched and sheared
+ASIDE = 6.0  # pixels of the last level: how far away either half starts, from where it must converge to it again
+AGREEMENT = 0.012  # of the longest side: how far apart the halves may place a corner
+RIVAL = 0.93  # of the best score: another place that fits this well makes the result ambiguous
+ELSEWHERE = 0.03  # of the longest side: places that differ by more are distinct
+AFFINE_GAIN = 0.03  # fraction of its score that a pair must gain to be stretched and sheared
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Estimate:
 
     Attributes:
         matrix: (3, 3), pixel of fixed to pixel of moving.
-        spread_px: How far apart two halves of the image lay a corner, in pixels of fixed.
-        confident: Whether to believe it.
-        gain: The part of its score that the pair as it is lacks; 1 of scenes, of which no
-            displacement is put down to the criterion.
+        spread_px: How far apart two halves of the image place a corner, in pixels of fixed.
+        confident: Whether to trust it.
+        gain: The fraction of the score that the pair would gain by it; 1 for natural scenes, where no displacement is
+            attributed to the criterion's bias.
     """
 
     matrix: np.ndarray
@@ -54,7 +54,7 @@ class Estimate:
 
 
 class Place(NamedTuple):
-    """Where moving may lie: (3, 3) as in `Estimate`, its score, and the scale at which it was found."""
+    """A candidate: its matrix (3, 3) as in `Estimate`, its score, and the scale at which it was found."""
 
     matrix: np.ndarray
     score: float
@@ -62,18 +62,18 @@ class Place(NamedTuple):
 
 
 def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Registration:
-    """Find where moving lies in the frame of fixed: both (H, W) or (H, W, 3), uint8 or float in [0, 1], any sizes.
+    """Register moving to the frame of fixed: both (H, W) or (H, W, 3), uint8 or float in [0, 1], any sizes.
 
-    Found are fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller image
-    inside the other, and turns of up to some six degrees; of images with few contours in common (PET beside MRI) only
-    what a hurried registration leaves: shifts of 5 % of the image, a few degrees, a few percent of scale. A
-    confident finding that is within a pixel, or within its own uncertainty, of none is none; of objects on black one
-    that fits hardly better than none (`affine.is_bias`) is returned, but `aligned`.
+    The search covers fields of view of 0.4 to 2.5 times that of fixed, shifts that leave more than half of the smaller
+    image inside the other, and rotations of up to about six degrees; for images with few contours in common (PET and
+    MRI) only what a hurried registration leaves: shifts of 5 % of the image, a few degrees, a few percent of scale. A
+    confident displacement of at most a pixel, or of less than its uncertainty, is returned as none; for objects on
+    black, one that fits hardly better than none (`affine.is_bias`) is returned with `aligned` set.
 
     Args:
         moving: The image to be brought into the frame.
         fixed: The image whose pixels are the frame.
-        dense: Refine a confident finding locally, for parallax and lens distortion, see `dense.refined`.
+        dense: Refine a confident result locally, for parallax and lens distortion, see `dense.refined`.
 
     Raises InputError if an image has a side below 32 pixels or above 32767.
     """
@@ -85,9 +85,9 @@ def register(moving: np.ndarray, fixed: np.ndarray, dense: bool = False) -> Regi
 
 
 def estimated(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
-    """Where moving lies by what both images show, whether or not that is more than the criterion is off by."""
+    """The estimate from the images, whether or not it exceeds the bias of the criterion."""
     pair = as_luma(moving), as_luma(fixed)
-    # Only of objects on black: by information one of 20 pairs of different road scenes is taken for aligned.
+    # Only for objects on black: by mutual information 1 of 20 pairs of different road scenes is taken for aligned.
     black = [_similar_shapes(moving.shape, fixed.shape) and affine.is_on_black(image) for image in (moving, fixed)]
     smooth = any(dark and affine.is_smooth(image) for dark, image in zip(black, (moving, fixed), strict=True))
     if smooth:
@@ -102,7 +102,7 @@ def estimated(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
 
 
 def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
-    """`estimated` of two lumas (H, W) float in [0, 1] by their contours."""
+    """`estimated` by the contours of two lumas (H, W) float in [0, 1]."""
     pair: tuple[Masked, Masked] = (moving, valid_area(moving)), (fixed, valid_area(fixed))
     shape = fixed.shape
     matrices = candidates(*pair)
@@ -110,7 +110,7 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
         places = side_by_side(functools.partial(_refined_at, pair, side), matrices[:n])
         matrices = [place.matrix for place in sorted(places, key=lambda place: -place.score)]
     best, spread, confident = _judged(places, 4, shape)
-    if not confident:  # of a frame of other proportions no similarity fits either half
+    if not confident:  # if the aspect ratio was changed, no similarity fits either half
         stretched = _judged(side_by_side(lambda place: _refined(place.level, place.matrix, 6), places), 6, shape)
         if stretched[2]:
             best, spread, confident = stretched
@@ -124,7 +124,7 @@ def by_contours(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
 
 
 def by_information(moving: np.ndarray, fixed: np.ndarray) -> Estimate:
-    """`estimated` of two images of about one field of view, by `affine.align`."""
+    """`estimated` for two images of about the same field of view, by `affine.align`."""
     resized = resize(moving.shape, fixed.shape)
     found = affine.align(resized.warp(moving), fixed)
     matrix = resized.matrix @ np.vstack([found.matrix, [0, 0, 1]])
@@ -141,9 +141,9 @@ def _refined(level: Pair, matrix: np.ndarray, free: int) -> Place:
 
 
 def _judged(places: list[Place], free: int, shape: tuple[int, ...]) -> tuple[Place, float, bool]:
-    """The best place, how far two halves of the image disagree about it, and whether to believe it.
+    """The best candidate, how far two halves of the image disagree about it, and whether to trust it.
 
-    free: 4 for halves that are similarities, 6 for halves that are stretched and sheared as they need.
+    free: 4 to fit a similarity to each half, 6 to allow stretch and shear.
     """
     size, best = max(shape), max(places, key=lambda place: place.score)
     rivals = [p.score for p in places if corner_distance(best.matrix, p.matrix, shape) > ELSEWHERE * size]
@@ -161,32 +161,35 @@ def _judged(places: list[Place], free: int, shape: tuple[int, ...]) -> tuple[Pla
 
 
 def _similar_shapes(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether two images can show the same field of view: their sides' ratios differ by less than 10 %."""
+    """Whether two images can show the same field of view: their aspect ratios differ by less than 10 %."""
     return bool(abs(np.log(one[0] * other[1] / (one[1] * other[0]))) < 0.1)
 
 
 def placed(found: Estimate, moving_shape: tuple[int, ...], shape: tuple[int, ...]) -> Registration:
-    """The finding, in words.
+    """The registration for an estimate, with a sentence.
 
-    Either half of the image is twice as uncertain, squared, as the whole, and their difference four times.
+    The variance of either half's estimate is twice that of the full image, and of their difference four times.
     """
     resized = resize(moving_shape, shape)
     distance, residual = corner_distance(resized.matrix, found.matrix, shape), found.spread_px / 2
     view = scale_of(resized.matrix) / scale_of(found.matrix)
-    # Of heads what was found is handed over all the same: two findings agree better than either with the pair as it is.
+    # For heads the estimate is returned all the same: two estimates agree better with each other than with the pair as
+    # it is.
     biased = affine.is_bias(found.gain, distance, max(shape[:2]))
     none = distance <= max(ALIGNED, residual)
     aligned = found.confident and (biased or none)
     if not found.confident:
         sentence = (
-            f"The images could not be aligned with confidence (two halves of them disagree by {found.spread_px:.0f} "
-            f"pixels, the shift found is {distance:.0f})."
+            f"The images could not be aligned with confidence (their two halves disagree by {found.spread_px:.0f} "
+            f"pixels, the estimated shift is {distance:.0f})."
         )
     elif aligned:
         residual = max(ALIGNED, residual, distance)
         sentence = f"The images are already aligned, within {residual:.1f} pixels."
     elif abs(np.log(view)) > 0.1:
-        sentence = f"The image covers {view:.2f} times the frame's field of view, found within {residual:.1f} pixels."
+        sentence = (
+            f"The image covers {view:.2f} times the frame's field of view (registered to within {residual:.1f} pixels)."
+        )
     else:
         sentence = f"The image was off by up to {distance:.1f} pixels (give or take {residual:.1f})."
     known = from_matrix(resized.matrix if aligned and not biased else found.matrix, moving_shape, shape, sentence)

@@ -1,4 +1,4 @@
-"""What two images of different kind have in common: where their contours run, whatever their polarity and strength."""
+"""What images of different modalities have in common: contours, whatever their polarity and strength."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import numpy as np
 from ddfm.colour import luma
 
 BLUR = 0.8  # pixels, at every level
-GATHER = 1.5  # pixels, at every level: contours need not meet exactly to be felt
-FRAME_VERTICES = 8  # a rectangle, turned and cut by the image, has at most so many
-# Harmonics 0, 2 and 4 of a cos^4 response to direction, of equal inner products: cos^4 a = 3/8 + cos(2a)/2 + cos(4a)/8.
+GATHER = 1.5  # pixels, at every level: contours need not coincide exactly to match
+FRAME_VERTICES = 8  # the most that a rectangle, rotated and clipped by the image, can have
+# Harmonics 0, 2 and 4 of a cos^4 response to direction, with the same inner products:
+# cos^4 a = 3/8 + cos(2a)/2 + cos(4a)/8.
 HARMONICS = np.sqrt(np.array([3 / 8, 1 / 2, 1 / 2, 1 / 8, 1 / 8], np.float32))
 
 Masked = tuple[np.ndarray, np.ndarray]  # an image (H, W) and where it has data, (H, W) in [0, 1]
 
 
 def as_luma(image: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3), uint8 or float in [0, 1], to its luma (H, W) in [0, 1]."""
+    """The luma (H, W) in [0, 1] of an image (H, W) or (H, W, 3), uint8 or float in [0, 1]."""
     return luma(as_floats(image))
 
 
@@ -27,7 +28,7 @@ def as_floats(image: np.ndarray) -> np.ndarray:
 
 
 def correlation(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float:
-    """Of contours, (H, W, 5) each, under weights (H, W): cosine of the angle between them, -1 to 1."""
+    """The normalised correlation, -1 to 1, of two contour images (H, W, 5) with weights (H, W)."""
     cross, own, others_own = (
         float(np.einsum("hwc,hwc,hw->", a, b, weight)) for a, b in ((one, other), (one, one), (other, other))
     )
@@ -35,20 +36,20 @@ def correlation(one: np.ndarray, other: np.ndarray, weight: np.ndarray) -> float
 
 
 def shrink(image: np.ndarray, factor: float) -> np.ndarray:
-    """The image with its sides times `factor`, averaged where that is below 1."""
+    """The image scaled by `factor`, averaging if it is below 1."""
     height, width = (max(8, round(n * factor)) for n in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
 
 
 def contours(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """(H, W) float to (H, W, 5) float32, of length near 1 wherever there is more than noise.
+    """The contours (H, W, 5) float32 of an image (H, W) float, of norm near 1 wherever there is more than noise.
 
     The dense orientation channels of Ye et al., Fast and Robust Matching for Multimodal Remote Sensing Image
-    Registration (2019), written in harmonics, so that five do for any number of directions.
+    Registration (2019), expressed in harmonics, so that five suffice for any number of directions.
 
     Args:
         image: Of any range.
-        valid: (H, W) in [0, 1], where the image has data; contours beside its border are left out.
+        valid: (H, W) in [0, 1], where the image has data; contours at the border of this area are left out.
     """
     image = cv2.GaussianBlur(np.asarray(image, np.float32), (0, 0), BLUR)
     dx, dy = (cv2.Sobel(image, cv2.CV_32F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
@@ -67,10 +68,10 @@ def contours(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def valid_area(image: np.ndarray) -> np.ndarray:
-    """(H, W) float in [0, 1] to 1 where it has data, 0 in the straight frame that an earlier warp left around it.
+    """(H, W) float32: 1 where an image (H, W) in [0, 1] has data, 0 in the straight-edged frame left by a warp.
 
-    A frame is one value, the lowest, outside a polygon of few corners; black around a head is none: it is part of
-    what the image shows.
+    Such a frame has one value, the lowest, outside a polygon with few corners. The black around a head is not a frame
+    but part of the image.
     """
     everywhere = np.ones(image.shape, np.float32)
     filled = (image > image.min() + 1.5 / 255).astype(np.uint8)

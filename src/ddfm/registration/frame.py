@@ -1,4 +1,4 @@
-"""All images of a scene in one frame: by a rig calibration, by estimation, or taken as aligned."""
+"""All images of a scene in one frame: by a rig calibration, by estimation, or assumed to be aligned."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ddfm.registration.transform import Registration, from_matrix, resize
 
 Align = Literal["auto", "dense", "force", "skip"]
 DETAIL_FEATHER, LEVEL_FEATHER = 0.1, 0.2  # of the shorter side of the frame
-CELLS = 256  # of the grid, along the longest side, on which the common rectangle is sought
-AVERAGED = 1.5  # pixels of a source to one of the frame, from where on resampling averages noise, which stays white
+CELLS = 256  # along the longest side, of the grid on which the common rectangle is sought
+AVERAGED = 1.5  # pixels of a source per pixel of the frame above which resampling averages noise and leaves it white
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Framed:
 
     Attributes:
         sources: On the grid of the frame.
-        findings: A sentence for each that was moved.
-        places: Where each source lay, None of the frame and of those that lie on it.
-        own: The sources as they came, of which interpolation made the noise smooth, so that it can only be told from
-            detail on their own grids; None of others.
-        bring: (k, the k-th source on its own grid) -> that source in the frame, as it was brought for `sources`.
+        findings: A sentence for each source that was moved.
+        places: Where each source lay; None for the frame and for sources already on its grid.
+        own: The original of each source whose noise interpolation smoothed, so that it can be told from detail only
+            on the original grid; None for the others.
+        bring: (k, the k-th source on its original grid) -> that source in the frame, resampled as for `sources`.
     """
 
     sources: list[Image]
@@ -44,7 +44,7 @@ class Framed:
 
 
 def sharpest(sources: Sequence[Image]) -> int:
-    """The index of the source with most pixels, the first of these."""
+    """The index of the source with the most pixels; the first if several have."""
     return max(range(len(sources)), key=lambda k: sources[k].pixels.shape[0] * sources[k].pixels.shape[1])
 
 
@@ -57,22 +57,22 @@ def to_frame(
 ) -> Framed:
     """The sources on the grid of `sources[frame]`.
 
-    A source that covers less of the scene goes on beyond its border; `with_frame_beyond` then gives the fusion the
-    frame's own image there, so that no seam is seen.
+    A source that covers less of the scene is extrapolated beyond its border; there `with_frame_beyond` then replaces
+    the fusion with the image of the frame, so that no seam is visible.
 
     Args:
-        sources: Images, not volumes; the frame's own stays as it is.
+        sources: Images, not volumes; the one that is the frame stays as it is.
         frame: Index of the source whose pixels are the frame.
-        align: "auto" estimates where the others lie, "dense" then refines that, or what the rig says, locally; "force"
-            also uses an estimate that is unsure; "skip" takes all as showing the same field of view. None is "skip" for
+        align: "auto" registers the other sources; "dense" then refines that, or the rig's geometry, locally; "force"
+            also uses an unreliable estimate; "skip" assumes that all show the same field of view. None is "skip" for
             sources of the frame's size, else "auto".
-        rig: Known geometry instead, of sources of the sizes it was made for, whichever of them is the frame.
-        crop: Keep only the largest rectangle that all sources cover, and fade nothing.
+        rig: Known geometry instead, for sources of the sizes it was made for, whichever of them is the frame.
+        crop: Keep only the largest rectangle that all sources cover, without fading.
 
-    Raises InputError if the rig is of other sizes, if an estimate is unsure, or if nothing is covered by all.
+    Raises InputError if the rig is for other sizes, if an estimate is unreliable, or if no part is covered by all.
     """
     if align is not None and align not in get_args(Align):
-        raise InputError(f"Alignment is auto, dense, force or skip, not {align!r}.")
+        raise InputError(f"Alignment must be auto, dense, force or skip, not {align!r}.")
     if rig is not None and rig.frame not in (None, frame) and rig.moving_shape == rig.fixed_shape:
         rig = _turned(rig)
     target = sources[frame]
@@ -97,7 +97,7 @@ def to_frame(
 def _brought(
     target: Image, places: Sequence[Registration | None], area: tuple[slice, slice] | None, k: int, source: Image
 ) -> Image:
-    """The k-th source in the frame of the target, of which `area` is kept."""
+    """The k-th source in the frame of the target, cropped to `area`."""
     place = places[k]
     if place is None:
         return source if area is None else replace(source, pixels=source.pixels[area])
@@ -106,7 +106,10 @@ def _brought(
 
 
 def frame_of(sources: Sequence[Image], rig: Registration | None) -> int:
-    """The index of the frame if none is asked for: the size of the rig's, else the sharpest. Raises InputError."""
+    """The default frame: the source with the size of the rig's frame, else the one with the most pixels.
+
+    Raises InputError.
+    """
     if rig is None:
         return sharpest(sources)
     for k in sorted(range(len(sources)), key=lambda k: k != rig.frame):
@@ -117,7 +120,7 @@ def frame_of(sources: Sequence[Image], rig: Registration | None) -> int:
 
 
 def _placed(source: Image, target: Image, align: Align | None, rig: Registration | None) -> Registration | None:
-    """Where the source lies in the target; None if it is taken to lie on it, pixel by pixel."""
+    """Where the source lies in the target; None if their pixels are assumed to coincide."""
     same = source.pixels.shape[:2] == target.pixels.shape[:2]
     if rig is not None:
         sizes = (source.pixels.shape[:2], target.pixels.shape[:2])
@@ -125,7 +128,7 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
             rig = _turned(rig)
         if sizes != (rig.moving_shape, rig.fixed_shape):
             raise InputError(
-                f"The rig file is not for {source.name} in the frame of {target.name}: it brings images of "
+                f"The rig file is not for {source.name} in the frame of {target.name}: it maps images of "
                 f"{_size(rig.moving_shape)} pixels to {_size(rig.fixed_shape)}. Write one for this pair with `ddfm "
                 "register A B --save RIG`."
             )
@@ -135,19 +138,19 @@ def _placed(source: Image, target: Image, align: Align | None, rig: Registration
     found = registered(source, target, dense=align == "dense", force=align == "force")
     if not found.confident and align != "force":
         raise InputError(
-            f"{source.name} and {target.name}: {found.sentence} Use --align=force to take what was found, --align=skip "
-            "to take them as showing the same field of view, or a rig calibration."
+            f"{source.name} and {target.name}: {found.sentence} Use --align=force to use this estimate, --align=skip "
+            "if they show the same field of view, or a rig calibration."
         )
-    return found if found.confident else replace(found, sentence=f"{found.sentence} What was found is used, as asked.")
+    return found if found.confident else replace(found, sentence=f"{found.sentence} The estimate is used as requested.")
 
 
 def _turned(rig: Registration) -> Registration:
-    """The same with the other of the two as the frame."""
+    """The same rig with its two images exchanged."""
     return from_matrix(np.linalg.inv(rig.matrix), rig.fixed_shape, rig.moving_shape, rig.sentence)
 
 
 def registered(source: Image, target: Image, dense: bool = False, force: bool = False) -> Registration:
-    """`register` of two images, by name in its errors; those that are `aligned` stay as they are, unless `force`."""
+    """`register` for two images, naming them in errors; a pair that is `aligned` is not moved unless `force`."""
     try:
         found = register(source.pixels, target.pixels)
     except InputError as error:
@@ -158,16 +161,16 @@ def registered(source: Image, target: Image, dense: bool = False, force: bool = 
 
 
 def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Registration | None]) -> np.ndarray:
-    """The fused image, (H, W) or (H, W, 3), and where none but the frame has data the frame's own image.
+    """The fused image, (H, W) or (H, W, 3), blended into the image of the frame where no other source has data.
 
-    Details change over a tenth of the frame, levels over a fifth (two bands of Burt & Adelson, "A multiresolution
-    spline", 1983): a sky that is dark in one of them and bright in the other would else end in a line. That is done to
-    the result because a fusion is not linear: of sources that fade it makes a rim.
+    Details blend over a tenth of the frame, levels over a fifth (two bands of Burt & Adelson, "A multiresolution
+    spline", 1983): otherwise a sky that is dark in one and bright in the other would end in a line. The result is
+    blended, not the sources, because fusion is not linear: fading sources would leave a rim.
 
     Args:
-        fused, frame: The fusion and the image of the source that is the frame, in [0, 1]; what is cropped
-            stays as it is.
-        places: Where each source lies, None of the frame and of those that lie on it.
+        fused, frame: The fusion and the image of the source that is the frame, in [0, 1]; a cropped fusion is returned
+            as it is.
+        places: Where each source lies; None for the frame and for sources on its grid.
     """
     others = [place for place in places if place is not None]
     if len(others) < len(places) - 1 or any(p.inside.all() or p.fixed_shape != fused.shape[:2] for p in others):
@@ -186,8 +189,8 @@ def with_frame_beyond(fused: np.ndarray, frame: np.ndarray, places: Sequence[Reg
 
 
 def _blurred(image: np.ndarray, share: float) -> np.ndarray:
-    """A Gaussian blur of that share of the shorter side, made on a grid of a sixth of its sigma where that is more
-    than a pixel."""
+    """A Gaussian blur with a sigma of `share` of the shorter side, computed on a grid with a spacing of sigma / 6 if
+    that is more than a pixel."""
     height, width = image.shape[:2]
     sigma = share * min(height, width)
     factor = max(1.0, sigma / 6)
@@ -197,14 +200,15 @@ def _blurred(image: np.ndarray, share: float) -> np.ndarray:
 
 
 def _continued(pixels: np.ndarray, target: np.ndarray, place: Registration) -> np.ndarray:
-    """pixels, which go on as they end where the source has no data, and more and more as the frame does.
+    """pixels extrapolated where the source has no data: near its border by its edge, further out by the frame.
 
-    So nothing ends at the border that the fusion could make an edge of, and far from it equal sources change nothing.
+    So there is no step at the border that the fusion could turn into an edge, and far from it the sources are equal
+    and change nothing.
     """
     if place.inside.all():
         return pixels
     if not (place.coverage > 0.5).any():
-        raise InputError("One of the sources covers none of the frame; nothing can be fused.")
+        raise InputError("One of the sources covers no part of the frame, so nothing can be fused.")
     beyond = cv2.distanceTransform((~place.inside).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     share = np.clip(beyond / (LEVEL_FEATHER * min(target.shape[:2])), 0, 1)
     share, shown = share * share * (3 - 2 * share), luma(target)

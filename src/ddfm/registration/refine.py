@@ -1,4 +1,4 @@
-"""From roughly to exactly: Gauss-Newton steps of a similarity or affine map on contours, robust and coarse to fine."""
+"""Refinement of a similarity or affine map: robust Gauss-Newton steps on contours, coarse to fine."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 from ddfm.registration.features import Masked, contours, correlation, shrink
 from ddfm.registration.transform import resize
 
-TAU = 2.0  # squared difference of contours at which a pixel counts a quarter
+TAU = 2.0  # squared difference of contours at which a pixel has a quarter of the weight
 STEPS = 12
 DAMPING = 1e-3
-OVERLAP = 0.5  # of the smaller image: what lies on less of the other has no score
+OVERLAP = 0.5  # of the smaller image: a smaller overlap has no score
 BLOCKS = 8  # of the chequerboard, along the longest side
 
 Level = tuple[np.ndarray, np.ndarray]  # contours (H, W, 5), and where they are known, (H, W)
 
 
 class Pair:
-    """Both images at one scale of the fixed one; what moving has to spare in resolution is averaged away."""
+    """Both images at one scale of the fixed one; excess resolution of moving is averaged away."""
 
     def __init__(self, moving: Masked, fixed: Masked, side: int, scale: float) -> None:
-        """scale: pixels of moving per pixel of fixed, about; side: at most so many pixels of the longest side."""
+        """scale: approximate pixels of moving per pixel of fixed; side: limit of the longest side, in pixels."""
         factor = min(1.0, side / max(fixed[0].shape))
         factors = (moving, min(1.0, factor / scale)), (fixed, factor)
         parts = [[shrink(part, f) for part in image] for image, f in factors]
@@ -30,9 +30,9 @@ class Pair:
         self.of_fixed = np.linalg.inv(resize(fixed[0].shape, parts[1][0].shape).matrix)
 
     def refined(self, matrix: np.ndarray, free: int = 6, half: int | None = None) -> np.ndarray:
-        """(3, 3) of full sizes, improved on this scale.
+        """The matrix (3, 3), in pixels of the full-size images, refined at this scale.
 
-        free: 4 for a similarity, 6 for an affine map. half 0 or 1: by every second block of a chequerboard alone.
+        free: 4 for a similarity, 6 for an affine map. half 0 or 1: on every second block of a chequerboard only.
         """
         level = self.of_moving @ matrix @ np.linalg.inv(self.of_fixed)
         contour, known = self.fixed
@@ -44,7 +44,7 @@ class Pair:
         return result
 
     def score(self, matrix: np.ndarray) -> float:
-        """As of the search: normalised correlation times the square root of the overlap; -1 where that is little."""
+        """As in the search: normalised correlation times the square root of the overlap; -1 if that is too small."""
         level = self.of_moving @ matrix @ np.linalg.inv(self.of_fixed)
         (found, inside), (target, known) = self.moving, self.fixed
         warped, weight = _warp(found, level, known.shape), _warp(inside, level, known.shape) * known
@@ -63,7 +63,7 @@ def _warp(planes: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.
 
 
 def gradient(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Differences along x and y a pixel, of (H, W) or (H, W, C)."""
+    """Differences per pixel along x and y of (H, W) or (H, W, C)."""
     return (
         cv2.Sobel(planes, cv2.CV_32F, 1, 0, scale=1 / 8),
         cv2.Sobel(planes, cv2.CV_32F, 0, 1, scale=1 / 8),
@@ -71,13 +71,13 @@ def gradient(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trust(difference: np.ndarray) -> np.ndarray:
-    """The robust weight, (H, W) in (0, 1], of a difference of contours (H, W, 5)."""
+    """The robust weight, (H, W) in (0, 1], for a difference of contours (H, W, 5)."""
     found: np.ndarray = (TAU / (TAU + np.einsum("hwc,hwc->hw", difference, difference))) ** 2
     return found
 
 
 def _motions(free: int) -> np.ndarray:
-    """(free, 2, 3): displacement (x, y) by (1, u, v), for u and v the coordinates from the centre."""
+    """(free, 2, 3): the displacement (x, y) in terms of (1, u, v), with u and v measured from the centre."""
     shift = [[[1, 0, 0], [0, 0, 0]], [[0, 0, 0], [1, 0, 0]]]
     if free == 4:
         return np.array([*shift, [[0, 1, 0], [0, 0, 1]], [[0, 0, -1], [0, 1, 0]]], np.float64)
@@ -88,12 +88,12 @@ def _motions(free: int) -> np.ndarray:
 
 
 def _gauss_newton(moving: Level, fixed: Level, matrix: np.ndarray, free: int) -> np.ndarray:
-    """The matrix improved; the gradient is the mean of both images' (Benhimane and Malis 2004)."""
+    """The refined matrix; the gradient is the mean of both images' gradients (Benhimane and Malis 2004)."""
     target, known = fixed
     height, width = known.shape
     size = max(height, width) / 2
     motions = _motions(free)
-    # Moments of a plane, (3, 3) sums of v^i u^j: rows and columns apart, a ninth of what sums of products would read.
+    # Moments of a plane, (3, 3) sums of v^i u^j: separated by rows and columns, they read a ninth of the memory.
     along_x, along_y = (
         ((np.arange(n, dtype=np.float32) - (n - 1) / 2) / size)[:, None] ** np.arange(3, dtype=np.float32)
         for n in (width, height)

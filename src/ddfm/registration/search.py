@@ -1,4 +1,4 @@
-"""Where one image lies in another, roughly: every shift at a choice of scales and turns, on thumbnails, by FFT."""
+"""Where one image lies in another, roughly: all shifts at a grid of scales and rotations, on thumbnails, by FFT."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ddfm.registration.features import Masked, contours, shrink
 from ddfm.registration.transform import corner_distance, resize
 from ddfm.threads import side_by_side
 
-RATIOS = np.exp(np.linspace(np.log(0.4), np.log(2.5), 21))  # field of view of moving over that of fixed
+RATIOS = np.exp(np.linspace(np.log(0.4), np.log(2.5), 21))  # field of view of moving relative to that of fixed
 TURNS = (-0.07, 0.0, 0.07)  # radians
 AREA = 150 * 150  # pixels of the fixed thumbnail
-OVERLAP = 0.6  # at least this part of the smaller of the two lies on the other
-PEAKS = 3  # of each scale and turn
-APART = 0.04  # of the longest side: candidates that differ by less are one
+OVERLAP = 0.6  # at least this fraction of the smaller of the two overlaps the other
+PEAKS = 3  # for each scale and rotation
+APART = 0.04  # of the longest side: candidates that differ by less count as one
 CANDIDATES = 6
 
 
 def candidates(moving: Masked, fixed: Masked) -> list[np.ndarray]:
-    """The best (3, 3) matrices, fixed pixel to moving pixel, of a grid of similarities; the best first."""
+    """The best (3, 3) matrices, fixed pixel to moving pixel, from a grid of similarities; the best first."""
     shape = fixed[0].shape
     small = float(np.sqrt(AREA / fixed[0].size))
     target, known = (shrink(part, small) for part in fixed)
@@ -30,7 +30,7 @@ def candidates(moving: Masked, fixed: Masked) -> list[np.ndarray]:
     correlator = _Correlator(target, known)
 
     def with_ratio(ratio: float) -> list[tuple[float, np.ndarray]]:
-        factor = ratio * float(np.sqrt(AREA / moving[0].size))  # of moving, to the thumbnail's pixels
+        factor = ratio * float(np.sqrt(AREA / moving[0].size))  # scales moving to the thumbnail's pixels
         image, inside = (shrink(part, factor) for part in moving)
         to_moving = resize(moving[0].shape, image.shape).matrix
         found = []
@@ -53,7 +53,7 @@ def candidates(moving: Masked, fixed: Masked) -> list[np.ndarray]:
 
 
 def _turned(image: np.ndarray, known: np.ndarray, turn: float) -> tuple[Masked, np.ndarray]:
-    """The image turned about its centre on a canvas that holds it, and (3, 3), canvas to image."""
+    """The image rotated about its centre on a canvas that contains it, and the (3, 3) matrix from canvas to image."""
     (h, w), cos, sin = image.shape, np.cos(turn), np.sin(turn)
     height, width = int(h * cos + w * abs(sin)) + 1, int(w * cos + h * abs(sin)) + 1
     rotation = np.eye(3)
@@ -69,14 +69,14 @@ def _turned(image: np.ndarray, known: np.ndarray, turn: float) -> tuple[Masked, 
 
 
 def _features(image: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(5, H, W): contours less the mean of their strength, which all images share; 0 where nothing is known."""
+    """(5, H, W): contours minus their mean strength, which all images share; 0 where there is no data."""
     planes = contours(image, known).transpose(2, 0, 1) * known
     planes[0] -= known * (planes[0].sum() / max(float(known.sum()), 1.0))
     return np.ascontiguousarray(planes)
 
 
 class _Correlator:
-    """The fixed thumbnail, and its transforms at each size of canvas."""
+    """The fixed thumbnail, and its Fourier transforms for each canvas size."""
 
     def __init__(self, image: np.ndarray, known: np.ndarray) -> None:
         features = _features(image, known)
@@ -87,8 +87,8 @@ class _Correlator:
     def peaks(self, image: np.ndarray, known: np.ndarray) -> list[tuple[float, int, int]]:
         """(score, x, y): where the fixed thumbnail's pixel (0, 0) lies in the image, the best first.
 
-        The score is the normalised correlation times the square root of the overlap: a correlation by chance is the
-        larger the fewer pixels it is over.
+        The score is the normalised correlation times the square root of the overlap, since chance correlations are
+        larger over fewer pixels.
         """
         (height, width), (h, w) = self.planes.shape[1:], image.shape
         size = (scipy.fft.next_fast_len(height + h, real=True), scipy.fft.next_fast_len(width + w, real=True))

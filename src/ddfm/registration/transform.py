@@ -1,7 +1,7 @@
-"""Where every pixel of one image lies in another: what `register` finds, and what known geometry gives.
+"""Where every pixel of one image lies in another: the result of `register`, or known geometry.
 
 One convention everywhere: (x, y) in pixels, x to the right and y down, pixel centres at integers, so that an image
-of width W spans -0.5 .. W - 0.5. Maps lead from the fixed image (the frame) to the moving one, the direction in
+of width W spans -0.5 .. W - 0.5. Maps go from the fixed image (the frame) to the moving one, the direction in
 which images are resampled.
 """
 
@@ -21,9 +21,9 @@ from ddfm.errors import InputError
 from ddfm.io.files import quoted, read_text, write_bytes
 
 VERSION = 1  # of the rig file
-LARGEST = 2**15 - 1  # pixels a side, of what OpenCV resamples
-OVERHANG = 1.0  # pixels that the frame may reach beyond the moving image: there the edge is repeated
-FEATHER = 0.04  # of the shorter side of the frame: over so much the moving image fades out at its border
+LARGEST = 2**15 - 1  # pixels a side: the limit of OpenCV's resampling
+OVERHANG = 1.0  # pixels that the frame may extend beyond the moving image: there the edge is repeated
+FEATHER = 0.04  # of the shorter side of the frame: the width over which the moving image fades out at its border
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Registration:
         fixed_shape: (H, W) of the frame.
         moving_shape: (h, w) of the moving image.
         residual_px: How far the estimate may be off, in pixels of fixed; 0 for known geometry.
-        confident: Whether to use it unasked.
-        aligned: Whether the pair as it is fits as well, so that `ddfm fuse` leaves it as it is.
-        sentence: What was found, for people.
-        displacement: (H, W, 2) float32, what a local refinement adds to the matrix, in pixels of moving; None without.
+        confident: Whether to use it without being asked to.
+        aligned: Whether the pair fits equally well as it is, so that `ddfm fuse` leaves it unchanged.
+        sentence: The result in words.
+        displacement: (H, W, 2) float32, what a local refinement adds to the matrix, in pixels of moving; or None.
         path: The rig file it was read from, if any.
-        frame: Which of the two is the frame, 0 or 1 in the order they were given: of one size, nothing else tells them
-            apart. None if unknown.
+        frame: Which of the two is the frame, 0 or 1 in the order they were given, since nothing else distinguishes
+            images of equal size. None if unknown.
     """
 
     matrix: np.ndarray
@@ -58,20 +58,20 @@ class Registration:
 
     @cached_property
     def map(self) -> np.ndarray:
-        """(H, W, 2) float32: for each pixel of fixed its (x, y) in moving, which may lie outside."""
+        """(H, W, 2) float32: for each pixel of fixed, its (x, y) in moving, which may lie outside."""
         height, width = self.fixed_shape
         found = self.by_matrix(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64)[:, None])
         return found if self.displacement is None else found + self.displacement
 
     def by_matrix(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """(H, W, 2) float32: where the matrix alone lays (x, y) of fixed, two arrays that broadcast to (H, W)."""
+        """(H, W, 2) float32: where the matrix alone maps (x, y) of fixed, two arrays that broadcast to (H, W)."""
         rows = [a * x + b * y + c for a, b, c in self.matrix]
         found: np.ndarray = np.stack([rows[0] / rows[2], rows[1] / rows[2]], axis=-1).astype(np.float32)
         return found
 
     @cached_property
     def inside(self) -> np.ndarray:
-        """(H, W) bool: where moving has data, to a pixel beyond its border."""
+        """(H, W) bool: where moving has data, up to a pixel beyond its border."""
         height, width = self.moving_shape
         x, y = self.map[..., 0], self.map[..., 1]
         low, high = -0.5 - OVERHANG, OVERHANG - 0.5
@@ -80,15 +80,15 @@ class Registration:
 
     @cached_property
     def coverage(self) -> np.ndarray:
-        """(H, W) float32 in [0, 1]: 0 where moving has no data, 1 well inside it, smooth between.
+        """(H, W) float32 in [0, 1]: 0 where moving has no data, 1 well inside it, smooth in between.
 
-        Only the border of the moving image counts, not that of the frame: of an image that fills the frame it is 1.
+        Only the border of the moving image counts, not that of the frame: for an image that fills the frame it is 1.
         """
         return self.fading(FEATHER)
 
     def fading(self, feather: float) -> np.ndarray:
-        """`coverage` that goes from 0 to 1 over `feather` of the frame's shorter side, 8 pixels at least, but no more
-        than half the way to the middle of what is covered."""
+        """`coverage` that rises from 0 to 1 over `feather` of the frame's shorter side, at least 8 pixels, but at most
+        half the way to the middle of the covered area."""
         if self.inside.all():
             return np.ones(self.fixed_shape, np.float32)
         depth = cv2.distanceTransform(self.inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -99,7 +99,7 @@ class Registration:
 
     @property
     def scale(self) -> np.ndarray:
-        """(2,): pixels of moving, along its x and y, per pixel of fixed, at the centre of the frame."""
+        """(2,): pixels of moving per pixel of fixed, along x and y of moving, at the centre of the frame."""
         height, width = self.fixed_shape
         x, y, w = self.matrix @ ((width - 1) / 2, (height - 1) / 2, 1)
         jacobian = (self.matrix[:2, :2] - np.outer((x / w, y / w), self.matrix[2, :2])) / w
@@ -107,18 +107,18 @@ class Registration:
         return result
 
     def warp(self, moving: np.ndarray) -> np.ndarray:
-        """moving, (h, w) or (h, w, 3), brought into the frame: (H, W) or (H, W, 3), uint8 as uint8, else float32.
+        """moving, (h, w) or (h, w, 3), resampled into the frame: (H, W) or (H, W, 3), uint8 as uint8, else float32.
 
-        Cubic; where the frame has fewer pixels moving is first averaged down, so that nothing aliases. Values stay
-        within those of moving, whose edge is repeated where it ends (see `coverage`).
+        Cubic; if the frame has fewer pixels, moving is first averaged down, to avoid aliasing. Values stay
+        within the range of moving, and its edge is repeated beyond its border (see `coverage`).
 
         Raises:
-            InputError: moving has another size than the image that was registered.
+            InputError: moving does not have the size of the image that was registered.
         """
         if moving.shape[:2] != self.moving_shape:
             raise InputError(
-                f"The registration is of an image of {_size(self.moving_shape)} pixels, not of {_size(moving.shape)}; "
-                "register this one by itself."
+                f"The registration is for an image of {_size(self.moving_shape)} pixels, not of {_size(moving.shape)}; "
+                "register this one separately."
             )
         pixels: np.ndarray = np.ascontiguousarray(moving, np.float32)
         low, high = float(pixels.min()), float(pixels.max())
@@ -136,7 +136,7 @@ class Registration:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: matrix, fixed_size and moving_size (width, height), residual_px, confident, local_px, frame.
 
-        local_px is the largest displacement of a local refinement, which is not written itself; frame is left out if
+        local_px is the largest displacement of a local refinement, which itself is not included; frame is omitted if
         unknown.
         """
         local = 0.0 if self.displacement is None else float(np.linalg.norm(self.displacement, axis=-1).max())
@@ -150,7 +150,7 @@ class Registration:
         } | ({} if self.frame is None else {"frame": self.frame})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the rig calibration: JSON with the matrix and both sizes (a local refinement belongs to its scene).
+        """Write the rig calibration: JSON with the matrix and both sizes (a local refinement is specific to its scene).
 
         The file is written atomically. Raises InputError if `path` cannot be written.
         """
@@ -159,7 +159,7 @@ class Registration:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Registration:
-        """Read what `save` wrote, as known geometry: confident. Raises InputError for any other file."""
+        """Read a file that `save` wrote, as known, confident geometry. Raises InputError for any other file."""
         name, text = quoted(path), read_text(path)
         try:
             rig = _parsed(json.loads(text), f"The images are aligned as in the rig file {name}.")
@@ -181,19 +181,19 @@ def from_matrix(
     if matrix.shape == (2, 3):
         matrix = np.vstack([matrix, [0, 0, 1]])
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
-        raise InputError("A registration takes an invertible matrix, 3x3 or 2x3, of finite numbers.")
+        raise InputError("The matrix of a registration must be 3x3 or 2x3, finite and invertible.")
     height, width = (int(n) for n in fixed_shape[:2])
     if max(height, width, *moving_shape[:2]) > LARGEST:
         raise InputError(f"Images of more than {LARGEST} pixels a side cannot be registered; shrink them first.")
     corners = matrix @ np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
     if (corners[2] <= 0).any():
-        raise InputError("The matrix of a registration must not send the frame through infinity.")
+        raise InputError("The matrix of a registration must not map any part of the frame to infinity.")
     sentence = sentence or "The images are aligned by known geometry."
     return Registration(matrix, (height, width), (int(moving_shape[0]), int(moving_shape[1])), sentence=sentence)
 
 
 def resize(moving_shape: tuple[int, ...], fixed_shape: tuple[int, ...]) -> Registration:
-    """Two images of the same field of view: plain resizing, border to border."""
+    """The registration of two images of the same field of view: plain resizing, border to border."""
     (h, w), (height, width) = moving_shape[:2], fixed_shape[:2]
     matrix = [[w / width, 0, w / width / 2 - 0.5], [0, h / height, h / height / 2 - 0.5]]
     if (h, w) == (height, width):
@@ -203,19 +203,20 @@ def resize(moving_shape: tuple[int, ...], fixed_shape: tuple[int, ...]) -> Regis
 
 
 def identity(shape: tuple[int, ...]) -> Registration:
-    """Two images of one size that lie on each other."""
-    return from_matrix(np.eye(3), shape, shape, "The images are taken as aligned.")
+    """The registration of two images of equal size that are aligned."""
+    return from_matrix(np.eye(3), shape, shape, "The images are assumed to be aligned.")
 
 
 def corner_distance(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """How far apart two (3, 3) affine matrices, fixed to moving, lay a corner of the frame at most, in its pixels."""
+    """The largest distance, in the frame's pixels, between where two (3, 3) affine matrices (fixed to moving) place a
+    corner of the frame."""
     height, width = shape[:2]
     corners = np.array([[0, width - 1, 0, width - 1], [0, 0, height - 1, height - 1], [1, 1, 1, 1]])
     return float(np.linalg.norm((np.linalg.inv(one) @ other @ corners - corners)[:2], axis=0).max())
 
 
 def scale_of(matrix: np.ndarray) -> float:
-    """Pixels of moving per pixel of fixed, of a (3, 3) affine matrix: the geometric mean of both directions."""
+    """Pixels of moving per pixel of fixed for a (3, 3) affine matrix: the geometric mean over both directions."""
     return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
@@ -230,7 +231,7 @@ def _parsed(rig: dict[str, Any], sentence: str) -> Registration:
     if rig.get("frame") not in (None, 0, 1):
         raise ValueError("frame")
     if shapes[0] == shapes[1]:
-        sentence += " Both have one size: the order in which they are given tells which is which."
+        sentence += " They have equal sizes, so the order in which they are given tells which is which."
     found = from_matrix(np.array(rig["matrix"], np.float64), shapes[0], shapes[1], sentence)
     return replace(found, frame=rig.get("frame"))
 

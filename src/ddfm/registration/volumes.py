@@ -1,8 +1,8 @@
-"""Volumes and slices of any grids into the grid of one of them, the frame, by where their files say that they lie.
+"""Volumes and slices on any grids, resampled to the grid of one of them, the frame, by their world coordinates.
 
-What a file says is taken at its word (world coordinates), or, with `rigid`, as the start of a rigid registration by
-mutual information (Mattes et al., 2003; SimpleITK). Intensities are interpolated linearly, smoothed before where the
-frame's voxels are larger; what the source does not cover is its background, 0.
+A file's world coordinates are trusted or, with `rigid`, initialise a rigid registration by mutual information
+(Mattes et al., 2003; SimpleITK). Intensities are interpolated linearly, after smoothing if the frame's voxels are
+larger; where the source has no data the result is its background, 0.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ddfm.errors import InputError
 from ddfm.io.grid import Grid, angle
 from ddfm.io.images import Image
 
-SAMPLES = 24  # a side of the lattice on which coverage is measured
-FINEST = 1.5  # mm: a registration looks at no finer voxels
-LEAST_OVERLAP = 0.2  # share of the smaller volume that has to lie in the other after a registration
+SAMPLES = 24  # per side of the lattice on which coverage is measured
+FINEST = 1.5  # mm: finer voxels are averaged for the registration
+LEAST_OVERLAP = 0.2  # fraction of the smaller volume that must lie in the other after a registration
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Rigid:
 
     Attributes:
         matrix: (4, 4), LPS mm of the frame to LPS mm of the moving source.
-        before, after: Mattes mutual information (larger is better) as the files lie, and registered.
+        before, after: Mattes mutual information (larger is better) by world coordinates, and after registration.
     """
 
     matrix: np.ndarray
@@ -36,11 +36,11 @@ class Rigid:
     after: float
 
     def sentence(self, moving: str, fixed: str, centre: np.ndarray) -> str:
-        """What was found; the shift is that of the frame's centre."""
+        """The result in words; the shift is that of the frame's centre."""
         shift = (self.matrix @ [*centre, 1.0])[:3] - centre
         return (
-            f"{moving} was registered rigidly to {fixed}: turned by {angle(self.matrix[:3, :3]):.2f} degrees, moved by "
-            f"({', '.join(f'{v:.2f}' for v in shift)}) mm; mutual information {self.before:.3f} before, "
+            f"{moving} was registered rigidly to {fixed}: rotated by {angle(self.matrix[:3, :3]):.2f} degrees, moved "
+            f"by ({', '.join(f'{v:.2f}' for v in shift)}) mm; mutual information {self.before:.3f} before, "
             f"{self.after:.3f} after."
         )
 
@@ -48,11 +48,11 @@ class Rigid:
 def to_frame(sources: Sequence[Image], frame: int = 0, rigid: bool = False) -> tuple[list[Image], list[str]]:
     """All sources on the grid of `sources[frame]`, and a sentence for each thing done or assumed.
 
-    Sources on one grid are left alone, those whose axes are only exchanged or reversed are put in order exactly.
+    Sources on the same grid are left alone; those whose axes are only permuted or reversed are reordered exactly.
 
     Raises:
-        InputError: sources that do not overlap; a slice for a volume; sizes or spacings that differ where a file does
-            not say where it lies; a registration that fails.
+        InputError: sources that do not overlap; a slice in the frame of a volume; sizes or spacings that differ where a
+            file has no world coordinates; a registration that fails.
     """
     if not 0 <= frame < len(sources):
         raise InputError(f"The frame cannot be source number {frame + 1}: there are only {len(sources)} sources.")
@@ -66,7 +66,7 @@ def to_frame(sources: Sequence[Image], frame: int = 0, rigid: bool = False) -> t
 
 
 def check_patients(sources: Sequence[Image], allow_different: bool = False) -> list[str]:
-    """A sentence for each DICOM source of another patient or frame of reference than the first.
+    """A sentence for each DICOM source whose patient or frame of reference differs from the first.
 
     Raises InputError for another patient unless allowed.
     """
@@ -85,13 +85,16 @@ def check_patients(sources: Sequence[Image], allow_different: bool = False) -> l
                 findings.append(f"{said}, as was allowed.")
             else:
                 findings.append(
-                    f"{said}; where they lie is compared all the same, and may be off by the patient's motion."
+                    f"{said}; their world coordinates are used all the same, and may be off by the patient's motion."
                 )
     return findings
 
 
 def register(moving: Image, fixed: Image) -> Rigid:
-    """The rigid motion between two volumes of known place that maximises mutual information. Raises InputError."""
+    """The rigid motion between two volumes with world coordinates that maximises mutual information.
+
+    Raises InputError.
+    """
     sitk = _simpleitk()
     if min(len(_slices(image)) for image in (moving, fixed)) < 4:
         raise InputError(f"{moving.name} or {fixed.name} has fewer than four slices: too few to register rigidly.")
@@ -119,7 +122,7 @@ def register(moving: Image, fixed: Image) -> Rigid:
         method.Execute(f, m)
     except RuntimeError as error:
         raise InputError(
-            f"{moving.name} could not be registered rigidly to {fixed.name}; register it first."
+            f"{moving.name} could not be registered rigidly to {fixed.name}; register it with other software first."
         ) from error
     method.SetShrinkFactorsPerLevel([1])
     method.SetSmoothingSigmasPerLevel([0.0])
@@ -134,7 +137,7 @@ def register(moving: Image, fixed: Image) -> Rigid:
 
 
 def _bring(moving: Image, fixed: Image, rigid: bool) -> tuple[Image, list[str]]:
-    """One source onto the frame's grid."""
+    """One source on the frame's grid."""
     here, there = moving.grid, fixed.grid
     if here is None or there is None or not here.placed or not there.placed:
         return moving, _unplaced(moving, fixed, rigid)
@@ -143,7 +146,7 @@ def _bring(moving: Image, fixed: Image, rigid: bool) -> tuple[Image, list[str]]:
     found = register(moving, fixed) if rigid else None
     centre = (there.affine @ [*((n - 1) / 2 for n in there.size), 1.0])[:3]
     findings = [found.sentence(moving.name, fixed.name, centre)] if found else []
-    if found is not None:  # the moving source, moved to where it belongs in the frame's patient
+    if found is not None:  # the moving source's grid in the patient coordinates of the frame
         here = Grid(here.shape, np.linalg.inv(found.matrix) @ here.affine)
     if here.is_same(there):
         return replace(moving, grid=there), findings
@@ -155,7 +158,7 @@ def _bring(moving: Image, fixed: Image, rigid: bool) -> tuple[Image, list[str]]:
     covered = _coverage(here, there)
     if covered == 0 or (found and max(covered, _coverage(there, here)) < LEAST_OVERLAP):
         raise InputError(
-            f"{moving.name} and {fixed.name} do not overlap in the patient's coordinates; register one to the other"
+            f"{moving.name} and {fixed.name} do not overlap in patient coordinates; register one to the other"
             f"{'' if found else ' (rigid)'} or check their geometry."
         )
     findings.append(_resampled(moving, fixed, here, there, centre, covered))
@@ -163,29 +166,29 @@ def _bring(moving: Image, fixed: Image, rigid: bool) -> tuple[Image, list[str]]:
 
 
 def _unplaced(moving: Image, fixed: Image, rigid: bool) -> list[str]:
-    """Where a file does not say where it lies: size and spacing have to be those of the frame."""
+    """Checks and findings if a file has no world coordinates: its size and spacing must be those of the frame."""
     here, there = moving.grid, fixed.grid
     lost = moving if here is None or not here.placed else fixed
     if rigid:
         raise InputError(
-            f"{lost.name} does not say where it lies, so nothing can be registered rigidly with it; write its "
-            "geometry first, or do without `rigid` if its pixels lie on those of the other."
+            f"{lost.name} has no world coordinates, so it cannot be registered rigidly; write its "
+            "geometry first, or drop `rigid` if its voxels coincide with those of the other."
         )
     if moving.pixels.shape[:3] != fixed.pixels.shape[:3]:
         if not (moving.is_volume and fixed.is_volume):
-            return []  # a volume beside an image, or images, which are registered by what they show
+            return []  # a volume and an image, or images, which are registered by their content
         raise InputError(
-            f"{moving.name} is {moving.size} and {fixed.name} {fixed.size}, and {lost.name} does not say where it "
-            "lies, so they cannot be resampled to one grid; write its geometry, or resample them, first."
+            f"{moving.name} is {moving.size} and {fixed.name} {fixed.size}, and {lost.name} has no world "
+            "coordinates, so they cannot be resampled to one grid; write its geometry, or resample them, first."
         )
     if here is not None and there is not None and not np.allclose(here.spacing, there.spacing, rtol=0.01):
         raise InputError(
-            f"{moving.name} has {here.sentence()} and {fixed.name} {there.sentence()}, and {lost.name} does not "
-            "say where it lies; write its geometry, or resample them to one grid, first."
+            f"{moving.name} has {here.sentence()} and {fixed.name} {there.sentence()}, and {lost.name} has no "
+            "world coordinates; write its geometry, or resample them to one grid, first."
         )
     return [
-        f"{lost.name} does not say where it lies in the patient; pixel by pixel, {moving.name} is taken to show "
-        f"what {fixed.name} does."
+        f"{lost.name} has no world coordinates; the voxels of {moving.name} are assumed to coincide with those of "
+        f"{fixed.name}."
     ]
 
 
@@ -193,7 +196,7 @@ def _resampled(moving: Image, fixed: Image, here: Grid, there: Grid, centre: np.
     own_centre = (here.affine @ [*((n - 1) / 2 for n in here.size), 1.0])[:3]
     return (
         f"{moving.name} ({here.sentence()}) was resampled into the frame of {fixed.name} ({there.sentence()}): "
-        f"axes {here.axes} to {there.axes}, turned by {_turn(here, there):.3g} degrees, centres "
+        f"axes {here.axes} to {there.axes}, rotated by {_turn(here, there):.3g} degrees, centres "
         f"{np.linalg.norm(own_centre - centre):.3g} mm apart; it covers {_percent(covered)} of it."
     )
 
@@ -203,7 +206,7 @@ def _percent(share: float) -> str:
 
 
 def _turn(here: Grid, there: Grid) -> float:
-    """Degrees between two grids' directions, whatever the order and the signs of their axes."""
+    """Degrees between the directions of two grids, ignoring the order and the signs of their axes."""
     turn = (there.affine[:3, :3] / there.spacing).T @ (here.affine[:3, :3] / here.spacing)
     nearest, free = np.zeros((3, 3)), np.abs(turn)
     for _ in range(3):
@@ -214,7 +217,7 @@ def _turn(here: Grid, there: Grid) -> float:
 
 
 def _coverage(here: Grid, there: Grid) -> float:
-    """The share of `there`'s voxels that lie within half a voxel of `here`'s, on a lattice of samples."""
+    """The fraction of `there` that lies within `here` (plus half a voxel), on a lattice of samples."""
     axes = [np.linspace(0, n - 1, min(n, SAMPLES)) for n in there.size]
     index = np.stack(
         [*(a.ravel() for a in np.meshgrid(*axes, indexing="ij")), np.ones(np.prod([len(a) for a in axes]))]
@@ -229,7 +232,7 @@ def _sampled(values: np.ndarray, here: Grid, there: Grid) -> np.ndarray:
     sitk = _simpleitk()
     image = sitk.GetImageFromArray(values)
     there_to_here = there.to(here)
-    # Larger voxels average what lies in them: without it, detail would alias (a Gaussian as wide as the step).
+    # Larger voxels average their contents, or detail would alias (a Gaussian as wide as the step).
     steps = np.abs(there_to_here[:3, :3]).max(axis=1)
     for axis, step in enumerate(steps):
         if step > 1.2 and here.size[axis] >= 4:
@@ -255,7 +258,7 @@ def _sampled(values: np.ndarray, here: Grid, there: Grid) -> np.ndarray:
 
 
 def _physical(image: Image, sitk: Any) -> Any:
-    """A SimpleITK image where it lies, no finer than `FINEST`."""
+    """A SimpleITK image with its world coordinates, no finer than `FINEST`."""
     grid, pixels = image.grid, _slices(image)
     assert grid is not None
     skip = [max(1, int(FINEST / mm)) for mm in grid.spacing]  # x, y, z
@@ -276,7 +279,7 @@ def _physical(image: Image, sitk: Any) -> Any:
 
 
 def _metric(method: Any, fixed: Any, moving: Any, transform: Any) -> float:
-    """Mutual information, larger is better; none where the two do not overlap."""
+    """Mutual information, larger is better; 0 if the two do not overlap."""
     method.SetInitialTransform(transform, inPlace=False)
     try:
         return -float(method.MetricEvaluate(fixed, moving))
@@ -288,7 +291,7 @@ def _simpleitk() -> Any:
     try:
         import SimpleITK
     except ImportError as error:
-        raise InputError("To bring volumes into one frame, install SimpleITK: `pip install ddfm[medical]`.") from error
+        raise InputError("Resampling volumes to one frame needs SimpleITK: `pip install ddfm[medical]`.") from error
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]
     return SimpleITK
 

@@ -1,1 +1,1 @@
-"""One scene, and whole folders of them: read, fused, written."""
+"""Reads, fuses and writes one scene, or folders of scenes."""

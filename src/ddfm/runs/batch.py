@@ -1,7 +1,7 @@
-"""Whole folders on one machine.
+"""Fuses folders on one machine.
 
-Resumed after a kill it gives what it would have given: groups are made up of all images, the finished ones included,
-and what counts as finished is verified.
+A run resumed after a kill gives the same results as an uninterrupted one: groups are formed from all images, including
+finished ones, and results are verified before they count as finished.
 """
 
 import contextlib
@@ -49,42 +49,42 @@ def batch(
     progress: Progress | None = None,
     **changes: Any,
 ) -> BatchResult:
-    """Fuse folders of images, each scene to `out_dir/<name>.<format>`, with a manifest beside them.
+    """Fuse folders of images, each scene to `out_dir/<name>.<format>`, and write a manifest next to the results.
 
-    Volumes go to `out_dir/<name>` with the extension of their first source, unless `format` is one of volumes. A pair
-    that cannot be read, aligned or written is listed in the result and the others go on.
+    Volumes go to `out_dir/<name>` with the extension of their first source, unless `format` is a volume format. A pair
+    that cannot be read, aligned or written is listed in the result, and the others continue.
 
     Args:
-        pairs: Folders, one for each sensor or one of all, with their subfolders (see `pairing.find_groups`); or a CSV
-            file with a header and a row per scene: one column for each sensor, paths relative to the CSV, which may
-            be folders of a DICOM series, and optionally `output`, a path within `out_dir` (else the first source's
+        pairs: Folders, one per sensor or a single one, with their subfolders (see `pairing.find_groups`); or a CSV
+            file with a header and a row per scene: one column per sensor, with paths relative to the CSV, which may
+            be folders of a DICOM series, and optionally `output`, a path within `out_dir` (default: the first source's
             name; one without extension gets `format`).
-        out_dir: Made if it is not there. One run at a time.
-        patterns: A name for each sensor, such as "{id}_T.jpg" and "{id}_V.jpg", as of `pairing.find_groups`.
+        out_dir: Folder for the results, created if it does not exist. One run at a time.
+        patterns: A pattern per sensor, such as "{id}_T.jpg" and "{id}_V.jpg", as in `pairing.find_groups`.
         prior: As in `load_prior`.
-        device: "cpu", "cuda", ...; None takes CUDA where there is one.
-        settings: How to fuse. Each image has its own noise, `image_generator(settings.seed, name)`, whatever it is
-            batched with.
-        resume: Skip what the manifest has with these settings, this version and these sources, and whose file is as
-            it was written. A file that was changed since, or that no run wrote, is listed as failed.
-        overwrite: Replace files that this run does not know as its own: what was there before, and with `resume` what
-            was changed since it was written. Sources never are.
-        dry_run: Write nothing and fuse nothing, but read all pairs: the result says what would be done.
-        batch_size: Images of one size that go through the network together; None for 1 on the CPU, else 8.
-        depth: Bits of the results: "same" (16 if a source has more than 8 and the format holds them), 8, 16 or 32.
+        device: "cpu", "cuda", ...; None uses CUDA if available.
+        settings: How to fuse. Each image has its own noise, `image_generator(settings.seed, name)`, regardless of the
+            images it is batched with.
+        resume: Skip pairs that the manifest lists with these settings, this version and these sources, and whose file
+            is unchanged. A file that was changed since, or that no run wrote, is listed as failed.
+        overwrite: Replace files that are not from this run: existing ones, and with `resume` those changed since they
+            were written. Sources are never replaced.
+        dry_run: Write and fuse nothing, but read all pairs: the result says what would be done.
+        batch_size: Images of equal size per network call; None for 1 on the CPU, else 8.
+        depth: Bits of the results: "same" (16 if a source has more than 8 and the format supports it), 8, 16 or 32.
         format: Extension of the results, as in `images.write`.
         reading: How the sources are read, as in `Scene.read`.
-        progress: Called with (images done, images in all) while the network works; done may be fractional.
+        progress: Called with (images done, total images) while the network works; done may be fractional.
         changes: Fields of `FusionSettings` and of `Reading`.
 
     Raises:
-        InputError: what concerns all pairs: a folder, the CSV, the prior, an option, an output folder that cannot be
-            used, names that fit together in several ways.
+        InputError: for problems that affect all pairs: a folder, the CSV, the prior, an option, an output folder that
+            cannot be used, ambiguous names.
     """
     reading, changes = with_changes(reading, changes)
     settings = changed(settings, changes)
     if batch_size is not None and batch_size < 1:
-        raise InputError(f"The batch size is 1 or more, not {batch_size}.")
+        raise InputError(f"The batch size must be 1 or more, not {batch_size}.")
     out, suffix = Path(out_dir), suffix_of(format)
     todo = plan(pairs, out, suffix, patterns)
     inputs = [prior, *([pairs] if isinstance(pairs, (str, os.PathLike)) else pairs)]
@@ -106,8 +106,8 @@ def batch(
 
 @contextlib.contextmanager
 def _held(out: Path, inputs: list[Any]) -> Iterator[None]:
-    """The folder of the results, made, and held against another run, which would replace the manifest of this one and
-    remove what it has half written. Raises InputError."""
+    """Create the folder of the results and lock it against other runs, which would replace this run's manifest and
+    remove its temporary files. Raises InputError."""
     lock = FileLock(Outputs(inputs).folder(out, shared=True) / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -115,7 +115,7 @@ def _held(out: Path, inputs: list[Any]) -> Iterator[None]:
         raise InputError(
             f"Another run is writing to {images.quoted(out)}: wait for its end, or choose another folder."
         ) from None
-    except NotImplementedError:  # a disk without locks
+    except NotImplementedError:  # a file system without locks
         pass
     except OSError as error:
         raise InputError(f"Cannot use the folder {images.quoted(out)}: {reason(error)}.") from error
@@ -128,16 +128,18 @@ def _held(out: Path, inputs: list[Any]) -> Iterator[None]:
 
 
 def _claim(todo: list[Pair], out: Path, inputs: list[Any], resume: bool, overwrite: bool, dry_run: bool) -> None:
-    """Make the folders of the results and check that none goes onto an input, another result or somebody's file.
+    """Create the folders of the results and check that none overwrites an input, another result or a foreign file.
 
-    What an earlier run wrote is looked at file by file where one resumes, see `Run.job`.
+    With `resume`, results of an earlier run are checked file by file, see `Run.job`.
     """
     manifest = out / MANIFEST
     if os.path.lexists(manifest) and not overwrite:
         if not resume:
             raise earlier_results(out)
         if not is_manifest(manifest):
-            raise InputError(f"{images.quoted(manifest)} is not the manifest of a batch: move it, or --overwrite it.")
+            raise InputError(
+                f"{images.quoted(manifest)} is not the manifest of a batch: move it, or replace it with --overwrite."
+            )
     outputs = Outputs([source for pair in todo for source in pair.sources], overwrite=overwrite or resume)
     for path in inputs:
         outputs.add_input(path)
@@ -154,7 +156,7 @@ def _claim(todo: list[Pair], out: Path, inputs: list[Any], resume: bool, overwri
 def recorded_settings(
     pipe: DDFMPipeline, settings: FusionSettings, reading: Reading, depth: Depth, suffix: str
 ) -> dict[str, Any]:
-    """What the result depends on: the settings, the likelihood's constants, the prior's weights, the version."""
+    """Everything that results depend on: the settings, the likelihood's constants, the prior's weights, the version."""
     weights = hashlib.sha256()
     for name, tensor in pipe.unet.state_dict().items():
         weights.update(name.encode() + tensor.float().cpu().numpy().tobytes())

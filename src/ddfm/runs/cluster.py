@@ -1,4 +1,4 @@
-"""Archives beyond one machine: the same pairs and the same results as `batch`, as a stage of Ray Data.
+"""Fuses archives too large for one machine: the same pairs and results as `batch`, as a stage of Ray Data.
 
     rows = ray.data.read_parquet("s3://survey/pairs.parquet")  # name, sources, output
     done = rows.map_batches(
@@ -6,8 +6,8 @@
     )
     done.write_parquet("s3://survey/manifest")
 
-Beside the results, in `.ddfm/`, lies a record of each, written after it. A task that is run again, because its worker
-died or the job was resumed, verifies what is complete instead of doing it twice, and no worker needs another's memory.
+A record of each result is kept in `.ddfm/`, next to the results, and written after it. A task that runs again, because
+its worker died or the job was resumed, verifies complete results instead of repeating them, and workers share no state.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ from ddfm.runs.scene import Depth
 from ddfm.settings import FusionSettings, changed
 
 MANIFEST = "manifest.parquet"
-ROWS = 16  # pairs per task: what is verified again where a worker dies
+ROWS = 16  # pairs per task: those verified again if a worker dies
 SHOWN = 100  # failures that the driver keeps; the manifest has all
 
-# What comes out of `FuseBatch`, one row per pair.
+# The output of `FuseBatch`, one row per pair.
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
-        ("status", pa.string()),  # fused, complete (before) or failed
+        ("status", pa.string()),  # fused, complete (already before) or failed
         ("output", pa.string()),
         ("sha256", pa.string()),
         ("sources", pa.list_(pa.string())),
@@ -74,23 +74,22 @@ SCHEMA = pa.schema(
 
 
 class FuseBatch:
-    """A callable class for `ray.data.Dataset.map_batches`: rows of file names in, a row of `SCHEMA` for each out.
+    """A callable class for `ray.data.Dataset.map_batches`: from rows of file names to one row of `SCHEMA` each.
 
-    A row has `sources` (two or more paths or URIs that fsspec opens) and optionally `output` (a path within `out_dir`),
-    or else `name` (else the first source's), and `error` (a sentence: not to be fused). A pair that fails, for whatever
-    reason, is a row with its sentence. Each worker loads the prior once.
+    A row has `sources` (two or more paths or URIs that fsspec opens) and optionally `output` (a path within `out_dir`)
+    or `name` (default: that of the first source), and `error` (a sentence: do not fuse this row). A pair that fails,
+    for whatever reason, becomes a row with a sentence. Each worker loads the prior once.
 
     Args:
-        out_dir: Path or URI that the results go to.
-        prior, device, settings, depth, format, reading: As of `batch`; each pair's noise is the one that `batch` gives
-            it.
-        batch_size: As of `batch`; above 1 other images go together than in `batch`, and results differ by rounding.
-        resume: Leave alone what has a record of these settings and sources and is as it was written. Whatever it is,
-            what this very run completed is.
-        overwrite: Replace files that have no record. Sources never are.
-        measure: (fused, sources) -> {name: value}, such as `fusion_metrics`, of their luma in 0..255; None for nothing.
-        threads: torch's in this worker, the CPUs that the stage asks for; None leaves them alone.
-        run: Names the run that the workers of a stage belong to.
+        out_dir: Path or URI for the results.
+        prior, device, settings, depth, format, reading: As in `batch`; each pair has the same noise as in `batch`.
+        batch_size: As in `batch`; above 1, images are grouped differently from `batch`, and results differ by rounding.
+        resume: Skip unchanged results with a record of these settings and sources. Those completed by this very run are
+            skipped in any case.
+        overwrite: Replace files that have no record. Sources are never replaced.
+        measure: (fused, sources) -> {name: value}, such as `fusion_metrics`, of luma in 0..255; None for no metrics.
+        threads: torch threads in this worker, the CPUs that the stage requests; None leaves them unchanged.
+        run: The name of the run to which the workers of a stage belong.
         changes: Fields of `FusionSettings` and of `Reading`.
 
     Raises:
@@ -128,13 +127,13 @@ class FuseBatch:
         self.digest, self.resume, self.run = hashlib.sha256(recorded.encode()).hexdigest(), resume, run
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
-        """Fuse a block of rows, columns as arrays, in their order."""
+        """Fuse a block of rows, given as columns, in their order."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         with tempfile.TemporaryDirectory(prefix="ddfm-") as folder:
             return pa.Table.from_pylist(self._fused(rows, Path(folder)), SCHEMA)
 
     def _fused(self, rows: list[Row], folder: Path) -> list[Row]:
-        """`Run` on copies of what lies elsewhere."""
+        """`Run` on these rows, with local copies of remote files."""
         records = Records(self.out, self.digest, self.resume, self.run)
         pairs: list[Pair | None] = []
         failed: dict[int, str] = {}
@@ -142,7 +141,7 @@ class FuseBatch:
             try:
                 pairs.append(pair := self._pair(row, folder / str(k)))
                 records.expect(pair)
-            except Exception as error:  # whatever it is, the others go on
+            except Exception as error:  # of any kind: the other pairs continue
                 failed[k] = sentence_of(error)
                 pairs.append(None)
         result = BatchResult(Path(MANIFEST), [pair for pair in pairs if pair])
@@ -157,12 +156,12 @@ class FuseBatch:
         return [self._row(row, pair, result, records, failed.get(k)) for k, (row, pair) in each]
 
     def _pair(self, row: Row, folder: Path) -> Pair:
-        """Of files on this machine: copies, in `folder`, of those that are not. Raises InputError."""
+        """The pair of a row, with remote files copied to `folder`. Raises InputError."""
         uris, given = [str(source) for source in row["sources"]], row.get("output")
         if row.get("error"):
             raise InputError(str(row["error"]))
         if not uris or not all(uris) or len(set(uris)) < len(uris):  # one may hold two sensors
-            raise InputError(f"A pair needs two sources or more, each once; this one has {', '.join(uris) or 'none'}.")
+            raise InputError(f"A pair needs two or more different sources; this one has {', '.join(uris) or 'none'}.")
         name = str(given or row.get("name") or stem(posixpath.basename(uris[0])))
         if leaves(name):
             raise InputError(f"{images.quoted(name)} is outside the folder of the results.")
@@ -199,7 +198,7 @@ class FuseBatch:
         }
 
     def _measured(self, pair: Pair, line: Row) -> str | None:
-        """JSON; None of a volume and of sources that do not lie pixel on pixel as they are."""
+        """The metrics as JSON; None for volumes and for sources that were registered."""
         if not (self.measure and line["kind"]) or line.get("registrations"):
             return None
         fused = pair.output.parent / posixpath.basename(line["output"])
@@ -211,7 +210,7 @@ class FuseBatch:
 
 @dataclass
 class Progress:
-    """How far a run on a cluster is; `total` is None while it is not known."""
+    """The progress of a run on a cluster; `total` is None while it is unknown."""
 
     total: int | None
     done: int = 0
@@ -223,12 +222,12 @@ class Progress:
 
 @dataclass
 class ClusterResult(Progress):
-    """What `batch_on_cluster` did.
+    """The result of `batch_on_cluster`.
 
     Attributes:
-        manifest: Parquet of `SCHEMA`.
-        failures: {name: sentence} of the first that could not be fused; the manifest has all.
-        unmatched, notes: As of `BatchResult`.
+        manifest: Parquet file with `SCHEMA`.
+        failures: {name: sentence} for the first pairs that could not be fused; the manifest has all.
+        unmatched, notes: As in `BatchResult`.
     """
 
     manifest: str = ""
@@ -253,24 +252,24 @@ def batch_on_cluster(
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ClusterResult:
-    """`batch` on Ray: the same results whatever the number of workers, byte for byte where images are fused one by one.
+    """`batch` on Ray: the same results for any number of workers, byte for byte if images are fused one by one.
 
     Args:
-        pairs: As of `batch`; a table, CSV or Parquet, may be a URI, and so may what it names. It is never read whole.
-        out_dir: Path or URI. All nodes must see it.
-        patterns, format, depth, resume, overwrite: As of `batch`.
-        address: Of the cluster; "auto" for the one that this machine belongs to. None: the one that `ray.init` was
-            called for, or else this machine.
-        concurrency: Workers; None for as many as the cluster has CPUs or GPUs for.
-        num_cpus, num_gpus: Of each worker; a worker computes with that many threads. Two may share a GPU at 0.5.
+        pairs: As in `batch`; a table, CSV or Parquet, may be a URI, and so may its entries. It is never loaded in full.
+        out_dir: Path or URI, accessible from all nodes.
+        patterns, format, depth, resume, overwrite: As in `batch`.
+        address: Address of the cluster; "auto" for the one that this machine belongs to; None for the one from an
+            earlier `ray.init`, or else a new one on this machine.
+        concurrency: Number of workers; None for as many as the CPUs or GPUs of the cluster allow.
+        num_cpus, num_gpus: Per worker; a worker uses `num_cpus` threads. With 0.5, two workers share a GPU.
         progress: Called after every block.
-        options: Of `FuseBatch`.
+        options: Arguments of `FuseBatch`.
 
     Raises:
-        InputError: what concerns all pairs.
+        InputError: for problems that affect all pairs.
     """
     if num_cpus < 1 and not num_gpus:
-        raise InputError(f"A worker needs 1 CPU or more, or part of a GPU, not {num_cpus} CPUs.")
+        raise InputError(f"A worker needs at least 1 CPU, or part of a GPU, not {num_cpus} CPUs.")
     out = str(out_dir).rstrip("/")
     check_format(Path("." if is_remote(out) else out), suffix_of(format), depth)
     if not (resume or overwrite) and _exists(f"{out}/{RECORDS}"):
@@ -290,7 +289,7 @@ def batch_on_cluster(
         compute=ActorPoolStrategy(size=workers),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-    )  # workers that die are restarted and what they had is done again, without end: Ray Data's own settings
+    )  # workers that die are restarted and their tasks repeated without limit, by Ray Data's defaults
     result = ClusterResult(total, manifest=f"{out}/{MANIFEST}", unmatched=found.unmatched, notes=found.findings)
     start = time.perf_counter()
     try:
@@ -309,14 +308,14 @@ def batch_on_cluster(
                     progress(result)
     except ray.exceptions.RayError as error:
         raise _root(error) from error
-    if not is_remote(out):  # what killed workers left half written: none is at work any more
+    if not is_remote(out):  # temporary files of killed workers: none is running any more
         for part in Path(out).rglob(".ddfm-*.part"):
             part.unlink(missing_ok=True)
     return result
 
 
 def _workers(wanted: int | None, num_cpus: float, num_gpus: float) -> int:
-    """How many; one CPU of the cluster is left to the stages that handle names, or they would wait for ever."""
+    """The number of workers; leaves one CPU for the stages that handle names, which would otherwise wait for ever."""
     resources: Any = ray.cluster_resources
     have = resources()
     most = (have.get("CPU", 1) - 1) / num_cpus if num_cpus else float("inf")
@@ -331,7 +330,7 @@ def _workers(wanted: int | None, num_cpus: float, num_gpus: float) -> int:
 
 
 def _start(address: str | None) -> None:
-    """A cluster, if there is none yet in this process."""
+    """Start or join a cluster, unless this process already has one."""
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         cpus = None if address else (os.cpu_count() or 1) + 1  # one for the listing, see `_workers`
@@ -350,7 +349,7 @@ def _start(address: str | None) -> None:
 
 
 def _root(error: BaseException) -> Exception:
-    """The InputError that a worker raised, if that is what ended the run: of the prior, say."""
+    """The InputError from a worker, if that is what ended the run, such as one about the prior."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, InputError):
         seen = getattr(seen, "cause", None) or seen.__cause__
@@ -365,7 +364,7 @@ def _exists(path: str) -> bool:
 
 @contextlib.contextmanager
 def _table(path: str) -> Iterator[pq.ParquetWriter]:
-    """A Parquet file of `SCHEMA`, in place when it is whole; of an interrupted run with what there is."""
+    """A Parquet file with `SCHEMA`, renamed into place at the end; an interrupted run leaves a readable .part file."""
     files, where = fsspec.core.url_to_fs(path)
     files.makedirs(posixpath.dirname(where), exist_ok=True)
     part = f"{where}.part"

@@ -1,6 +1,6 @@
-"""The pairs of a batch, read, fused and written in three threads: images of one size go through the network together.
+"""Reads, fuses and writes the pairs of a batch in three threads; images of equal size share a network call.
 
-Killed at any moment it leaves whole files. An image's noise is drawn from the seed and its name.
+A kill at any moment leaves only complete files. An image's noise depends on the seed and its name.
 """
 
 import hashlib
@@ -30,25 +30,25 @@ from ddfm.settings import FusionSettings
 if TYPE_CHECKING:
     from ddfm.runs.records import Records
 
-GROUP_PIXELS = 2**24  # of a sensor, that go together or wait for others of their size: keeps the memory bounded
+GROUP_PIXELS = 2**24  # per sensor, in one group or waiting for others of equal size: bounds the memory
 WRITES_WAITING = 2  # groups
 
 
 @dataclass
 class BatchResult:
-    """What `batch` did.
+    """The result of `batch`.
 
     Attributes:
-        manifest: The JSON lines beside the results.
-        pairs: What there was to do, in order.
-        fused: Files written by this run; of a dry run, that would be.
-        skipped: Files that were complete before.
-        failed: {name: one sentence} of the pairs that could not be fused.
-        findings: {name: sentences} of what was assumed about the sources of a pair that was read.
+        manifest: The file of JSON lines next to the results.
+        pairs: All pairs, in order.
+        fused: Files written by this run, or that a dry run would write.
+        skipped: Files that were already complete.
+        failed: {name: one sentence} for the pairs that could not be fused.
+        findings: {name: sentences} with assumptions about the sources of pairs that were read.
         unmatched: Images without a partner.
-        notes: What was decided about names, a sentence each.
+        notes: A sentence for each decision about names.
         seconds: Wall time, from the first file to the last, without loading the prior.
-        network_share: The share of it spent in the pipeline, in [0, 1]; the rest was waiting for files.
+        network_share: The fraction of it spent in the pipeline, in [0, 1]; the rest was waiting for files.
     """
 
     manifest: Path
@@ -65,36 +65,36 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class Job:
-    """A pair on its way: its files' hashes and what was read of them.
+    """A pair in progress: the hashes and contents of its files.
 
-    A complete one comes along only to make up the group that it was in, and is read only if that has anything to do.
+    A complete one is kept only to reproduce the group that it was in, and read only if that group has work left.
     """
 
     pair: Pair
     hashes: list[str]
-    kind: list[int]  # height, width, dimensions of each source: jobs of one kind can go together; [] of a volume: alone
+    kind: list[int]  # height, width, dimensions of each source: jobs of one kind can be grouped; [] for a volume: alone
     output: Path
     complete: bool
     scene: Scene | None
 
 
 def image_generator(seed: int, name: str) -> torch.Generator:
-    """An image's own noise: `pipe(sources, generator=image_generator(seed, stem))` gives what `batch` gives it."""
+    """The noise generator of an image: `pipe(sources, generator=image_generator(seed, stem))` reproduces `batch`."""
     digest = hashlib.sha256(f"{seed} ".encode() + os.fsencode(name)).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the three threads share.
+    """The state shared by the three threads.
 
     Args:
-        manifest: What is complete, on one machine or on a cluster.
-        result: Its pairs are what there is to do; the rest is filled in.
-        depth: As of `batch`.
+        manifest: The record of complete pairs, on one machine or on a cluster.
+        result: Holds the pairs to fuse; the other fields are filled in.
+        depth: As in `batch`.
         reading: How sources are read.
-        overwrite: As of `batch`.
-        batch_size: Images of one size that go through the network together.
+        overwrite: As in `batch`.
+        batch_size: Images of equal size per network call.
     """
 
     manifest: "Manifest | Records"
@@ -105,7 +105,7 @@ class Run:
     batch_size: int
 
     def rehearse(self, progress: Progress | None) -> None:
-        """Find out what `fuse` would do."""
+        """Fill the result with what `fuse` would do."""
         for done, pair in enumerate(self.result.pairs):
             if progress:
                 progress(done, len(self.result.pairs))
@@ -114,7 +114,7 @@ class Run:
                     self.result.fused.append(job.output)
 
     def fuse(self, pipe: DDFMPipeline, settings: FusionSettings, progress: Progress | None) -> None:
-        """Reader thread -> network, in this thread -> writer thread; one group ahead, two behind."""
+        """Reader thread -> network in this thread -> writer thread; reads one group ahead, writes up to two behind."""
         result, computed, network, start = self.result, 0, 0.0, time.perf_counter()
         pairs = result.pairs
 
@@ -124,10 +124,10 @@ class Run:
                 progress(min(done, len(pairs)), len(pairs))
 
         writes: deque[Future[None]] = deque()
-        # Leaving the block waits for both threads, after Ctrl-C too: what is being written is finished.
+        # Leaving the block waits for both threads, even after Ctrl-C, so that files being written are finished.
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             groups = self.ahead(reader)
-            alone: deque[list[Job]] = deque()  # of a group that failed: each pair by itself
+            alone: deque[list[Job]] = deque()  # the pairs of a group that failed, one by one
             while (group := alone.popleft() if alone else next(groups, None)) is not None:
                 new = sum(not job.complete for job in group)
 
@@ -150,7 +150,7 @@ class Run:
                 network += seconds
                 computed += new
                 writes.append(writer.submit(self.write, group, fused, seconds / len(group)))
-                # A volume is large: it is written before the next one is asked for.
+                # Volumes are large: each is written before the next one is requested.
                 while len(writes) > (WRITES_WAITING if group[0].kind else 0):
                     writes.popleft().result()
                 report()
@@ -164,11 +164,11 @@ class Run:
 
     @property
     def all_alike(self) -> bool:
-        """Whether all pairs have as many sources."""
+        """Whether all pairs have the same number of sources."""
         return len({len(pair.sources) for pair in self.result.pairs}) == 1
 
     def ahead(self, reader: ThreadPoolExecutor) -> Iterator[list[Job]]:
-        """The groups, each read while the one before it is fused."""
+        """The groups, each read while the previous one is fused."""
         groups = self.groups(self.jobs(self.result.pairs))
         coming = reader.submit(next, groups, None)
         while (group := coming.result()) is not None:
@@ -188,7 +188,7 @@ class Run:
         for pair in pairs:
             try:
                 job = self.job(pair)
-            except Exception as error:  # whatever it is, the others go on
+            except Exception as error:  # of any kind: the other pairs continue
                 self.result.failed[pair.name] = sentence_of(error)
                 continue
             if job.complete:
@@ -209,7 +209,7 @@ class Run:
         output = pair.volume_output if scene.is_volume else pair.output
         if output.is_file() and not self.overwrite and not self.manifest.made(pair.name, output):
             raise InputError(
-                f"{images.quoted(output)} was changed since it was written, or is not of this batch: move it away, or "
+                f"{images.quoted(output)} was changed since it was written, or is not from this batch: move it, or "
                 "replace it with --overwrite."
             )
         scene.check_target(existing(output.parent) / output.name, self.depth)
@@ -221,13 +221,14 @@ class Run:
         return Scene.read(pair.sources, self.reading)
 
     def groups(self, jobs: Iterable[Job]) -> Iterator[list[Job]]:
-        """Jobs of one kind, up to `batch_size`, those of groups that have anything to do; all read."""
+        """The groups that have work left, with all their jobs read."""
         for group in self.planned(jobs):
             if not all(job.complete for job in group):
                 yield [job if job.scene else replace(job, scene=self.read(job.pair)) for job in group]
 
     def planned(self, jobs: Iterable[Job]) -> Iterator[list[Job]]:
-        """The groups. They depend on the pairs alone, not on what is complete: the same network calls, bit for bit."""
+        """Groups of up to `batch_size` jobs of one kind. They depend only on the pairs, not on which are complete, so
+        that the network calls are the same, bit for bit."""
         waiting: dict[tuple[int, ...], list[Job]] = {}
         pixels = 0
         for job in jobs:
@@ -241,20 +242,20 @@ class Run:
                 pixels -= size * len(waiting[kind])
                 yield waiting.pop(kind)
             while pixels > GROUP_PIXELS:
-                kind = next(iter(waiting))  # waits longest
+                kind = next(iter(waiting))  # waiting longest
                 pixels -= kind[0] * kind[1] * len(waiting[kind])
                 yield waiting.pop(kind)
         yield from waiting.values()
 
     def write(self, group: list[Job], fused: np.ndarray, seconds: float) -> None:
-        """First the file, then its line in the manifest: what has a line is whole."""
+        """Write each file, then its line in the manifest, so that a file with a line is complete."""
         self.manifest.begin({job.pair.name: job.output for job in group if not job.complete})
         for job, image in zip(group, fused, strict=True):
             if job.complete or job.scene is None:
                 continue
             try:
                 job.scene.write(job.output, image, self.depth)
-            except Exception as error:  # whatever it is, the others go on
+            except Exception as error:  # of any kind: the other pairs continue
                 self.result.failed[job.pair.name] = sentence_of(error)
                 continue
             self.manifest.add(
@@ -276,25 +277,25 @@ def _registered(scene: Scene) -> dict[str, Any]:
 
 
 def check_format(out: Path, suffix: str, depth: Depth) -> None:
-    """Raise InputError where no result with this extension and depth can be written in the folder."""
+    """Raise InputError if no result with this extension and depth can be written in the folder."""
     images.check_target(existing(out) / f"x{suffix}", 8 if depth == "same" else depth)
 
 
 def earlier_results(out: str | Path) -> InputError:
-    """Of a folder with results that the run was told neither to resume nor to replace."""
+    """The error for a folder with results that the run was told neither to resume nor to replace."""
     return InputError(
-        f"{images.quoted(out)} has the results of an earlier run: resume it (--resume), replace them (--overwrite), or "
+        f"{images.quoted(out)} has results of an earlier run: resume it (--resume), replace them (--overwrite), or "
         "choose another folder."
     )
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or in a dry run the one that it would be made in."""
+    """The folder, or its nearest existing parent if it does not exist, as in a dry run."""
     return next((x for x in (folder, *folder.parents) if x.exists()), folder)
 
 
 def sentence_of(error: Exception) -> str:
-    """What went wrong with a pair."""
+    """A sentence about what went wrong with a pair."""
     if isinstance(error, InputError):
         return str(error)
     if sentence := out_of_memory(error):

@@ -1,4 +1,4 @@
-"""Scenes through the pipeline: images of one size together, volumes slice by slice."""
+"""Runs scenes through the pipeline: images of equal size together, volumes slice by slice."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def fuse_images(
     settings: FusionSettings,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """B scenes of images of one size in one call of the pipeline, a generator each; arguments as of `Scene.fuse`.
+    """Fuse B scenes of images of equal size in one pipeline call, with a generator each; arguments as in `Scene.fuse`.
 
     Returns the images, (B, H, W), or (B, H, W, 3) if any is coloured, and with several samples their std, (B, H, W).
     Raises InputError as the pipeline does.
     """
     from ddfm.pipeline import likelihood_of
 
-    # Evaluations of the network: for the sources that are clean, for what is in work, for the steps to come.
+    # Network evaluations: those done for cleaned sources, those of the current stage, and those of the steps to come.
     before, latest = 0, 0
     to_come = settings.num_samples * (settings.num_inference_steps or likelihood_of(settings).steps)
 
@@ -66,19 +66,19 @@ def fuse_images(
 def fuse_slices(
     pipe: DDFMPipeline, sources: Sequence[Image], settings: FusionSettings, progress: Progress | None = None
 ) -> np.ndarray:
-    """Volumes (S, H, W) to one, with what `Scene.fuse` says of them."""
+    """Fuse volumes (S, H, W) as described in `Scene.fuse`."""
     from ddfm.pipeline import likelihood_of
 
     volumes = [source.pixels for source in sources]
-    # A slice that is flat in all sources shows nothing: the network would only put its own noise there.
+    # A slice that is flat in all sources shows nothing: the network would only add noise.
     flat = np.all([v.min(axis=(1, 2)) == v.max(axis=(1, 2)) for v in volumes], axis=0)
     fused = np.empty_like(volumes[0])
     fused[flat] = np.mean([v[flat, :1, :1] for v in volumes], axis=0)
     stretch = settings.contrast == "minmax"
-    if stretch:  # each slice by itself would flicker
+    if stretch:  # stretching each slice separately would make the volume flicker
         settings = replace(settings, contrast="natural")
     model = likelihood_of(settings)
-    if hasattr(model, "for_volume"):  # and so would statistics of each slice
+    if hasattr(model, "for_volume"):  # and so would statistics per slice
         settings = replace(settings, likelihood=model.for_volume(volumes))
     todo, done, at_once = np.flatnonzero(~flat), int(flat.sum()), images_at_once(pipe)
     for at in (todo[k : k + at_once] for k in range(0, len(todo), at_once)):
@@ -101,19 +101,19 @@ def fuse_slices(
 
 
 def images_at_once(pipe: DDFMPipeline) -> int:
-    """Images of one size to a call of the pipeline: more than one are no faster on the CPU, more than eight nowhere."""
+    """Images of equal size per pipeline call: more than 1 is no faster on the CPU, more than 8 no faster anywhere."""
     return 1 if pipe.device.type == "cpu" else 8
 
 
 def generators(seed: int, n: int) -> list[torch.Generator]:
-    """The same noise n times."""
+    """n generators of the same noise."""
     import torch
 
     return [torch.Generator().manual_seed(seed) for _ in range(n)]
 
 
 def noise_found(framed: Framed) -> list[str]:
-    """A sentence for each noisy source that is cleaned on its own grid."""
+    """A sentence for each noisy source that is cleaned on its original grid."""
     import torch
 
     from ddfm.colour import luma
@@ -125,7 +125,7 @@ def noise_found(framed: Framed) -> list[str]:
         if own is not None and noise > NOISE_FLOOR:
             height, width = own.pixels.shape[:2]
             said.append(
-                f"{own.name} has noise of a standard deviation of {255 * noise:.0f} of 255, measured on its own "
-                f"{width}x{height} pixels before they were resampled."
+                f"{own.name} has noise with a standard deviation of {255 * noise:.0f} of 255, measured on its original "
+                f"{width}x{height} pixels before resampling."
             )
     return said

@@ -1,4 +1,4 @@
-"""The pairs of a run on a cluster as rows of a Ray dataset: from folders, or from a table that is never read whole."""
+"""The pairs of a cluster run as rows of a Ray dataset: from folders, or from a table that is never loaded in full."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ddfm.io.tables import dialect
 from ddfm.runs.plan import Pairs, Plan, plan
 from ddfm.runs.records import Row, is_remote
 
-# What `listing` makes and `ddfm.runs.cluster.FuseBatch` takes.
+# The output of `listing` and input of `ddfm.runs.cluster.FuseBatch`.
 LISTED = pa.schema(
     [("name", pa.string()), ("sources", pa.list_(pa.string())), ("output", pa.string()), ("error", pa.string())]
 )
 
 
 def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Dataset, int | None, Plan]:
-    """The rows of `FuseBatch`, how many they are if that is known, and what was decided about names.
+    """The rows for `FuseBatch`, their number if known, and the decisions about names.
 
-    A table stays where it is: Ray reads it block by block. Folders are listed here.
+    A table stays where it is, and Ray reads it block by block. Folders are listed here.
 
     Raises:
         InputError: a folder or the table cannot be used.
@@ -40,7 +40,7 @@ def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Datas
     paths = [str(pairs)] if isinstance(pairs, (str, os.PathLike)) else [str(path) for path in pairs]
     if len(paths) == 1 and not os.path.isdir(paths[0]):
         if patterns:
-            raise InputError(f"{images.quoted(paths[0])} is not a folder: patterns are for the names in a folder.")
+            raise InputError(f"{images.quoted(paths[0])} is not a folder, and patterns are for names in a folder.")
         return _table_rows(paths[0]), None, Plan([])
     found = plan(paths, Path(out), ".png", patterns)
     rows = [
@@ -50,7 +50,8 @@ def listing(pairs: Pairs, out: str, patterns: Sequence[str] = ()) -> tuple[Datas
 
 
 def _table_rows(path: str) -> Dataset:
-    """A column for each sensor and optionally `output`, as of `batch`; or the columns of `FuseBatch` themselves."""
+    """The rows of a table with a column per sensor and optionally `output`, as in `batch`, or with `FuseBatch`'s
+    columns."""
     parent = posixpath.dirname(path) if is_remote(path) else os.path.dirname(os.path.abspath(path))
     separated: dict[str, Any] = {}
     try:
@@ -98,7 +99,7 @@ def _beside(parent: str, cell: str) -> str:
 
 
 def refuse_doubles(rows: Dataset) -> int:
-    """How many rows there are, if no two write one file: told by 64 bits of a hash, 8 MB of a million names here."""
+    """The number of rows; raises InputError if two write the same file, by 64-bit hashes (8 MB for a million names)."""
 
     def hashed(batch: dict[str, np.ndarray]) -> Row:
         each = zip(batch["output"], batch["name"], batch["sources"], strict=True)
@@ -112,5 +113,5 @@ def refuse_doubles(rows: Dataset) -> int:
     hashes = rows.map_batches(hashed, batch_size=4096)
     every = np.concatenate([np.zeros(0, np.uint64), *(block["hash"] for block in hashes.iter_batches(batch_size=None))])
     if len(every) > len(np.unique(every)):
-        raise InputError("Two rows write one file: give each an `output` of its own.")
+        raise InputError("Two rows write to the same file: give each its own `output`.")
     return len(every)

@@ -1,4 +1,4 @@
-"""What a batch has done, beside its results: JSON lines that survive a kill and tell a later run what is complete."""
+"""The record of a batch, next to its results: JSON lines that survive a kill and tell a later run what is complete."""
 
 import contextlib
 import hashlib
@@ -21,14 +21,14 @@ from ddfm.io.files import listed, read_bytes
 class Manifest:
     """One file of JSON lines: the settings and versions, then one line per image, appended when its file is in place.
 
-    A line that a kill cut short is not JSON and does not count; the next run leaves it out. Nothing is written before
-    the first line: a run that fails at once does not cost an earlier one its record. Which files are about to be
-    written is noted before they are, so that those of a killed run are known as its own.
+    A line cut short by a kill is not JSON and is ignored; the next run drops it. Nothing is written before
+    the first line, so that a run that fails immediately does not destroy an earlier one's record. Files are noted
+    before they are written, so that those of a killed run can be recognised.
 
     Args:
-        path: Where it is, in the folder of the results.
-        settings: All that the results depend on besides the sources; JSON.
-        resume: Keep what earlier runs wrote, with these settings or others.
+        path: The file, in the folder of the results.
+        settings: Everything that results depend on besides the sources; JSON.
+        resume: Keep the lines of earlier runs, with these settings or others.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -53,18 +53,18 @@ class Manifest:
         self.file: int | None = None
 
     def __enter__(self) -> "Manifest":
-        """Nothing yet: see `add`."""
+        """Writes nothing yet: see `add`."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close it, with one line per image: of those that a killed run began, no trace is left."""
+        """Close the file and rewrite it with one line per image."""
         if self.file is not None:
             os.close(self.file)
-            with contextlib.suppress(InputError):  # on a full disk the longer one stays
+            with contextlib.suppress(InputError):  # on a full disk the longer file stays
                 images.write_bytes(self.path, self._text())
 
     def complete(self, name: str, output: Path, hashes: list[str]) -> dict[str, Any] | None:
-        """The line of an image that these settings made of these sources, if its file is as it was written."""
+        """The line of an image made with these settings from these sources, if its file is unchanged."""
         line = self.lines.get(name)
         if line is None or line["settings"] != self.settings or self.path.parent / line["output"] != output:
             return None
@@ -73,20 +73,20 @@ class Manifest:
         return line if self._is_as_written(line, output) else None
 
     def made(self, name: str, output: Path) -> bool:
-        """Whether the file that is at `output` is one that an earlier run wrote, and nobody has changed it since."""
+        """Whether the file at `output` was written by an earlier run and is unchanged since."""
         if name in self.begun and self.path.parent / self.begun[name] == output:
             return True
         line = self.lines.get(name)
         return line is not None and self.path.parent / line["output"] == output and self._is_as_written(line, output)
 
     def begin(self, outputs: dict[str, Path]) -> None:
-        """Note which files, {name: path}, are about to be written. Raises InputError."""
+        """Note the files, {name: path}, that are about to be written. Raises InputError."""
         begun = {name: os.path.relpath(output, self.path.parent) for name, output in outputs.items()}
         self.begun |= begun
         self._append(*({"name": name, "begun": output} for name, output in begun.items()))
 
     def add(self, name: str, output: Path, sources: list[Path], hashes: list[str], **more: Any) -> None:
-        """A line for an image whose file is in place. Raises InputError."""
+        """Add a line for an image whose file is in place. Raises InputError."""
         line = {
             "name": name,
             "output": os.path.relpath(output, self.path.parent),
@@ -100,9 +100,9 @@ class Manifest:
         self.begun.pop(name, None)
 
     def add_failure(self, name: str, sentence: str) -> None:
-        """A line for a pair that was not fused; a later run tries it again. Raises InputError."""
+        """Add a line for a pair that was not fused; a later run tries it again. Raises InputError."""
         self.failures[name] = sentence
-        self.begun.pop(name, None)  # a file that could not be written is as it was
+        self.begun.pop(name, None)  # a file that could not be written is unchanged
         self._append({"name": name, "error": sentence})
 
     def _text(self) -> bytes:
@@ -131,7 +131,7 @@ class Manifest:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a manifest, if there is one, that are JSON objects."""
+    """The valid JSON objects in a manifest, none if it does not exist."""
     try:
         if not path.is_file():  # opening a pipe would wait for ever
             return
@@ -148,7 +148,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _whole(line: dict[str, Any]) -> bool:
-    """Whether a line is of a finished image and has all that is read of it: damaged ones do not count."""
+    """Whether a line is for a finished image and has all required fields: damaged lines are ignored."""
     return (
         all(isinstance(line.get(key), str) for key in ("name", "output", "sha256", "settings"))
         and "\0" not in line["output"]
@@ -161,7 +161,7 @@ def _whole(line: dict[str, Any]) -> bool:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file is one that `Manifest` wrote, whatever has become of its lines since."""
+    """Whether a file was written by `Manifest`, even if some lines are damaged."""
     return any("settings_sha256" in line or _whole(line) for line in _lines(path))
 
 
@@ -170,7 +170,7 @@ def _json_line(line: dict[str, Any]) -> bytes:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, or of the names and contents of all files in a folder, in hexadecimal. Raises InputError."""
+    """The hash, in hexadecimal, of a file or of the names and contents of all files in a folder. Raises InputError."""
     if path.is_dir():
         files = [file for file in listed(path) if file.is_file() and file.stat().st_size]
         return hashlib.sha256(json.dumps([[file.name, sha256(file)] for file in files]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a batch is to do: its scenes, each with its sources and the file that the result goes to."""
+"""The plan of a batch: its scenes, each with its sources and output file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pairs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 @dataclass(frozen=True)
 class Pair:
-    """Images to fuse, or volumes; `error` says what is wrong with its row of the CSV."""
+    """Images or volumes to fuse; `error` says what is wrong with its row in the CSV."""
 
     name: str
     sources: list[Path]
@@ -28,7 +28,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Plan:
-    """The pairs, the images without a partner, and a sentence for each thing that was decided about names."""
+    """The pairs, the images without a partner, and a sentence for each decision about names."""
 
     pairs: list[Pair]
     unmatched: list[Path] = field(default_factory=list)
@@ -36,27 +36,27 @@ class Plan:
 
 
 def plan(given: Pairs, out: Path, suffix: str, patterns: Sequence[str] = ()) -> Plan:
-    """The pairs of folders or of a CSV file.
+    """The pairs in folders or in a CSV file.
 
     Args:
-        given: As the `pairs` of `batch`.
+        given: As `pairs` in `batch`.
         out: The folder of the results.
-        suffix: Of the results, with its dot.
-        patterns: As of `find_groups`.
+        suffix: Extension of the results, with its dot.
+        patterns: As in `find_groups`.
 
     Raises:
         InputError: a folder or the CSV cannot be used.
     """
     paths = [Path(given)] if isinstance(given, (str, os.PathLike)) else [Path(path) for path in given]
     if not paths:
-        raise InputError("Fusion takes a folder for each sensor, one folder of all, or a CSV file; none was given.")
+        raise InputError("A batch needs a folder for each sensor, a single folder, or a CSV file; none was given.")
     if len(paths) == 1 and not paths[0].is_dir():
         if patterns:
-            raise InputError(f"{images.quoted(paths[0])} is not a folder: patterns are for the names in a folder.")
+            raise InputError(f"{images.quoted(paths[0])} is not a folder, and patterns are for names in a folder.")
         return Plan(_from_csv(paths[0], out, suffix))
     folders = {os.path.realpath(path) for path in paths}
     if os.path.realpath(out) in folders:
-        raise InputError(f"The results cannot go to {images.quoted(out)}: it is a folder of sources.")
+        raise InputError(f"The results cannot go to {images.quoted(out)}: it is a folder of sources; choose another.")
     if len(folders) < len(paths) and not patterns:
         raise InputError("The same folder is given twice: give a folder for each sensor.")
     found = find_groups(paths, patterns, leave_out=out)
@@ -71,7 +71,7 @@ def _from_csv(path: Path, out: Path, suffix: str) -> list[Pair]:
     for pair in pairs:
         if pair.name in taken:
             raise InputError(
-                f"{images.quoted(path)} has two rows that write {images.quoted(pair.output)}: give each an `output`."
+                f"{images.quoted(path)} has two rows that write to {images.quoted(pair.output)}: give each an `output`."
             )
         taken.add(pair.name)
     return pairs
@@ -92,7 +92,7 @@ def _from_row(row: list[str], number: int, header: list[str], path: Path, out: P
 
 
 def named_pair(name: str, files: list[Path], out: Path, suffix: str) -> Pair:
-    """A pair whose result has a name given to it: with an extension, or it gets the suffix."""
+    """A pair whose result has the given name, which gets the suffix if it has no extension."""
     base = stem(name := os.path.normpath(name))
     if base == name:
         return pair_of(name, files, out, suffix)
@@ -100,12 +100,12 @@ def named_pair(name: str, files: list[Path], out: Path, suffix: str) -> Pair:
 
 
 def leaves(name: str) -> bool:
-    """Whether a result of this name would lie outside the folder of the results."""
+    """Whether a result with this name would be outside the folder of the results."""
     return Path(name).is_absolute() or ".." in Path(os.path.normpath(name)).parts
 
 
 def pair_of(name: str, files: list[Path], out: Path, suffix: str) -> Pair:
-    """A pair whose result is called as its sources are."""
+    """A pair whose result is named after its sources."""
     return Pair(name, files, out / f"{name}{suffix}", out / f"{name}{volume_suffix(suffix, files[0])}")
 
 
@@ -115,5 +115,5 @@ def suffix_of(format: str) -> str:
 
 
 def volume_suffix(suffix: str, source: Path) -> str:
-    """Of the file for a volume: that of its source, a folder being DICOM's, if the format is one of images."""
+    """The extension for a volume: `suffix` if that is a volume format, else that of the source (.dcm for a folder)."""
     return suffix if images.is_medical(f"x{suffix}") else source.name[len(stem(source.name)) :] or ".dcm"

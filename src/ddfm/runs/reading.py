@@ -1,4 +1,4 @@
-"""How a scene's files become its sources: one frozen dataclass that Python, command line, batch and cluster share."""
+"""How a scene's files are read: one frozen dataclass shared by Python, command line, batch and cluster."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reading:
-    """Everything about reading a scene but its files.
+    """All options for reading a scene.
 
-    Text is understood as on the command line: `Reading(frame="first", value_range="20 40")`; see `from_strings`.
+    Text is accepted as on the command line: `Reading(frame="first", value_range="20 40")`; see `from_strings`.
 
     Attributes:
-        normalise: Stretch raw counts robustly, as in `images.read`; of a volume over all slices.
-        align, rig, crop: Images are brought into the frame of `sources[frame]`, by default the one with most pixels,
-            see `registration.to_frame`. Images of one size are taken as aligned unless asked. align: True is "auto",
-            False None. rig: the name of its file is enough; beside it align is None or "dense", which refines it.
-        value_range: The values, in the files' own unit, that become 0 and 1, as in `images.read`; not of photos, of CT
-            sources with a window, and of files that have no values there.
-        frame, rigid: DICOM and NIfTI sources are resampled into the grid of `sources[frame]`, by default the first, by
-            their own world coordinates or after a rigid registration, see `registration.volumes.to_frame`.
-        window: Of CT sources, "brain", "bone", "lung", "soft-tissue" or (low, high) in Hounsfield units.
+        normalise: Percentile-stretch raw counts, as in `images.read`; for a volume over all slices.
+        align, rig, crop: Images are brought into the frame of `sources[frame]`, by default the one with the most
+            pixels, see `registration.to_frame`. By default, images of equal size are assumed to be aligned. align: True
+            is "auto", False None. rig: also the name of a rig file; align must then be None or "dense", which refines
+            it.
+        value_range: The values, in the files' unit, that become 0 and 1, as in `images.read`; not applied to photos, to
+            CT sources with a window, and to files without values in it.
+        frame, rigid: DICOM and NIfTI sources are resampled to the grid of `sources[frame]`, by default the first, by
+            their world coordinates or after a rigid registration, see `registration.volumes.to_frame`.
+        window: For CT sources, "brain", "bone", "lung", "soft-tissue" or (low, high) in Hounsfield units.
         allow_different_patients: Fuse volumes whose files name different patients.
     """
 
@@ -46,34 +47,34 @@ class Reading:
     allow_different_patients: bool = False
 
     def __post_init__(self) -> None:
-        """Raise InputError for what no scene could be read by; the sentence begins with the field's name."""
+        """Raise InputError for invalid values; the sentence begins with the field's name."""
         for name, parsed in _PARSERS.items():
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, parsed(value[:80]))
         if isinstance(self.align, bool):
             object.__setattr__(self, "align", "auto" if self.align else None)
         if self.frame is not None and not hasattr(self.frame, "__index__"):
-            raise InputError(f"frame is the number of a source from 0, or text, not {self.frame!r}.")
+            raise InputError(f"frame must be the number of a source from 0, or text, not {self.frame!r}.")
         if self.value_range is not None and not (hasattr(self.value_range, "__len__") and len(self.value_range) == 2):
-            raise InputError(f"value_range is two numbers, not {self.value_range!r}.")
+            raise InputError(f"value_range must be two numbers, not {self.value_range!r}.")
         if isinstance(self.rig, (str, os.PathLike)):
-            from ddfm.registration import Registration  # late, as all that is heavy
+            from ddfm.registration import Registration  # late, like all heavy imports
 
             object.__setattr__(self, "rig", Registration.load(self.rig))
         if self.rig is not None and self.align not in (None, "dense"):
             raise InputError(
-                f"A rig file says where the sources lie, and so does align={self.align}: drop one of them; "
-                "align=dense refines what a rig file says."
+                f"A rig file already aligns the sources, and so does align={self.align}: drop one of them; "
+                "align=dense refines a rig file."
             )
 
     @classmethod
     def from_strings(cls, fields: Mapping[str, str]) -> Reading:
-        """From text, as a form or the command line has it: {"align": "force", "frame": "2"}; "" is the default.
+        """From text, as in a form or on the command line: {"align": "force", "frame": "2"}; "" is the default.
 
-        A frame is "first", "second" or counted from 1; a range or window is two numbers; a rig is its file.
+        A frame is "first", "second" or a number from 1; a range or window is two numbers; a rig is a file name.
 
         Raises:
-            InputError: text that is not a value of its field; the sentence begins with the field's name.
+            InputError: text that is not valid for its field; the sentence begins with the field's name.
         """
         return cls(**{name: text for name, text in fields.items() if text != ""})  # type: ignore[arg-type]
 
@@ -86,17 +87,17 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Reading))
 
 
 def with_changes(reading: Reading | None, changes: Mapping[str, Any]) -> tuple[Reading, dict[str, Any]]:
-    """The reading, or the defaults, with those of `changes` that are fields of it; and the other changes."""
+    """The reading (None: the defaults) with the `changes` to its fields applied, and the remaining changes."""
     own = {name: value for name, value in changes.items() if name in FIELDS}
     return dataclasses.replace(reading or Reading(), **own), {n: v for n, v in changes.items() if n not in own}
 
 
 def _align(text: str) -> Any:
-    from ddfm.registration import Align  # late: only who aligns waits for it
+    from ddfm.registration import Align  # late: imported only to align
 
     *words, last = get_args(Align)
     if text not in (*words, last):
-        raise InputError(f"align is {', '.join(words)} or {last}, not {text}.")
+        raise InputError(f"align must be {', '.join(words)} or {last}, not {text}.")
     return text
 
 
@@ -105,7 +106,7 @@ def _frame(text: str) -> int | None:
     if text in words:
         return words[text]
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:3]) <= 99):
-        raise InputError(f"frame is auto, first, second or the number of a source from 1, not {text}.")
+        raise InputError(f"frame must be auto, first, second or the number of a source from 1, not {text}.")
     return int(text[:3]) - 1
 
 
@@ -113,7 +114,7 @@ def _range(text: str) -> tuple[float, float]:
     try:
         low, high = (float(word) for word in text.replace(",", " ").split())
     except ValueError as error:
-        raise InputError(f'value_range is "LOW HIGH", two numbers, not {text}.') from error
+        raise InputError(f'value_range must be two numbers, "LOW HIGH", not {text}.') from error
     return low, high
 
 
@@ -123,13 +124,13 @@ def _window(text: str) -> Any:
     try:
         return _range(text)
     except InputError as error:
-        raise InputError(f'window is brain, bone, lung, soft-tissue or "LOW HIGH", not {text}.') from error
+        raise InputError(f'window must be brain, bone, lung, soft-tissue or "LOW HIGH", not {text}.') from error
 
 
 def _flag(name: str) -> Callable[[str], bool]:
     def parsed(text: str) -> bool:
         if text.lower() not in ("true", "false", "1", "0", "on", "off"):
-            raise InputError(f"{name} is true or false, not {text!r}.")
+            raise InputError(f"{name} must be true or false, not {text!r}.")
         return text.lower() in ("true", "1", "on")
 
     return parsed

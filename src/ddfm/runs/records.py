@@ -1,4 +1,4 @@
-"""What a cluster's workers have done: one file per result, on any file system that fsspec opens."""
+"""The record of a cluster's workers: one file per result, on any file system that fsspec opens."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ddfm.io import images
 from ddfm.runs.manifest import sha256
 from ddfm.runs.plan import Pair
 
-RECORDS = ".ddfm"  # folder of the records, in that of the results
+RECORDS = ".ddfm"  # folder of the records, within that of the results
 Row = dict[str, Any]
 
 
 class Records:
-    """What is complete, as `Manifest`: but one JSON file per result, so that workers need not know of each other.
+    """The record of complete results; unlike `Manifest`, one JSON file per result, so that workers are independent.
 
     Args:
         out: Folder of the results, path or URI.
-        settings: Hash of all that the results depend on besides the sources.
+        settings: Hash of everything that results depend on besides the sources.
         resume: Whether records of other runs count.
-        run: Name of this one.
+        run: Name of this run.
     """
 
     def __init__(self, out: str, settings: str, resume: bool, run: str) -> None:
@@ -35,9 +35,9 @@ class Records:
         self._found: dict[str, Row] = {}
 
     def expect(self, pair: Pair) -> None:
-        """Get what there is of a pair: its record, and its result if that lies elsewhere."""
+        """Fetch a pair's record and, if remote, its result. Raises InputError if two rows write the same file."""
         if pair.name in self._found:
-            raise InputError(f"Two rows write {images.quoted(pair.output)}: give each an `output`.")
+            raise InputError(f"Two rows write to {images.quoted(pair.output)}: give each its own `output`.")
         self._found[pair.name] = read_json(self._record(pair.name))
         if is_remote(self.out):
             for output in {pair.output, pair.volume_output}:
@@ -69,7 +69,7 @@ class Records:
             write_json(self._record(name), {"begun": self._name(name, output), "run": self.run})
 
     def add(self, name: str, output: Path, sources: list[Path], hashes: list[str], **more: Any) -> None:
-        """As `Manifest.add`; the result goes where it belongs first."""
+        """As `Manifest.add`; a remote result is uploaded first."""
         if is_remote(self.out):
             with fsspec.open(self._uri(name, output), "wb") as file:
                 file.write(output.read_bytes())
@@ -80,7 +80,7 @@ class Records:
         self.added.add(name)
 
     def add_failure(self, name: str, sentence: str) -> None:
-        """Nothing: it is in the row."""
+        """Does nothing: failures are in the rows."""
 
     def _record(self, name: str) -> str:
         return f"{self.out}/{RECORDS}/{name}.json"
@@ -90,7 +90,7 @@ class Records:
 
     @staticmethod
     def _name(name: str, output: Path) -> str:
-        """Within the folder of the results; `name` may have folders."""
+        """The path within the folder of the results; `name` may contain folders."""
         return posixpath.join(posixpath.dirname(name), output.name)
 
 
@@ -100,7 +100,7 @@ def is_remote(path: str) -> bool:
 
 
 def fetched(uri: str, folder: Path, missing: bool = False) -> Path:
-    """A copy of a file, in `folder`; nothing there if it may be missing and is. Raises InputError."""
+    """The path of a file's copy in `folder`; with `missing`, the file may not exist. Raises InputError."""
     target = folder / posixpath.basename(uri)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -109,13 +109,13 @@ def fetched(uri: str, folder: Path, missing: bool = False) -> Path:
     except FileNotFoundError:
         if not missing:
             raise InputError(f"{images.quoted(uri)} does not exist; check the name.") from None
-    except Exception as error:  # every protocol has its own
+    except Exception as error:  # every protocol has its own exceptions
         raise InputError(f"Cannot read {images.quoted(uri)}: {type(error).__name__}: {error}.") from error
     return target
 
 
 def read_json(path: str) -> Row:
-    """The JSON object in a file; empty where there is none."""
+    """The JSON object in a file; empty if there is none."""
     try:
         with fsspec.open(path, "rb") as file:
             found = json.loads(file.read())
@@ -125,7 +125,7 @@ def read_json(path: str) -> Row:
 
 
 def write_json(path: str, value: Row) -> None:
-    """Written atomically on this machine; elsewhere as its store does it."""
+    """Write a JSON file, atomically if it is local."""
     data = json.dumps(value).encode()
     if is_remote(path):
         with fsspec.open(path, "wb") as file:

@@ -1,10 +1,10 @@
-"""One scene's files: its sources read and brought together, fused, and the result written with their metadata.
+"""Reads one scene's sources into one frame, fuses them, and writes the result with their metadata.
 
     scene = Scene.read(["mri.nii.gz", "pet.nii.gz"])
     scene.write("fused.nii.gz", scene.fuse(DDFMPipeline.from_prior("embedded")))
 
-The sources are images or volumes. A volume is fused slice by slice with the same noise in each, so that what
-differs between neighbours is the sources' own.
+The sources are images or volumes. A volume is fused slice by slice with the same noise in each slice, so that
+differences between neighbouring slices come only from the sources.
 """
 
 from __future__ import annotations
@@ -39,15 +39,16 @@ Depth = int | Literal["same"]
 
 @dataclass(frozen=True)
 class Scene:
-    """The sources of one scene, of one size.
+    """The sources of one scene, of equal size.
 
     Attributes:
         sources: All images, pixels (H, W) or (H, W, 3), or all volumes, (S, H, W).
         findings: A sentence for each thing that was assumed or done in reading, resampling and aligning.
-        frame: Which source's grid all lie on; of volumes its unit is the result's where the format allows.
-        registrations: Where each source lay in the frame; None of the frame itself, of what was taken to lie on it, and
-            of volumes. Empty if nothing was registered.
-        framed: What brought them there, for sources whose noise is removed before they are resampled.
+        frame: Index of the source whose grid all sources have; for volumes, the result has its unit if the format
+            allows.
+        registrations: Where each source lay in the frame; None for the frame itself, for sources assumed to be aligned
+            with it, and for volumes. Empty if nothing was registered.
+        framed: How the sources were resampled, for those whose noise is removed before that.
     """
 
     sources: list[Image]
@@ -66,13 +67,13 @@ class Scene:
         """Read a scene's sources, or the two of one FLIR radiometric JPEG (see `thermal.read_sources`).
 
         Args:
-            paths: Two files or more, or one that holds two sensors.
-            reading: How; `changes` are fields of it, `Scene.read(paths, align="auto", crop=True)`.
-            changes: Fields of `Reading`.
+            paths: Two or more files, or one that holds two sensors.
+            reading: How to read them.
+            changes: Fields of `Reading`, as in `Scene.read(paths, align="auto", crop=True)`.
 
         Raises:
-            InputError: fewer than two files, one that cannot be read, sizes below 16x16, a volume beside an image,
-                volumes of different patients or that do not overlap, what cannot be aligned with confidence.
+            InputError: fewer than two files, one that cannot be read, sizes below 16x16, a volume with an image,
+                volumes of different patients or that do not overlap, images that cannot be aligned with confidence.
         """
         paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         if others := [path for path in paths if not isinstance(path, (str, os.PathLike))]:
@@ -93,7 +94,7 @@ class Scene:
         findings = [finding for source in sources for finding in source.findings]
         for k, path in enumerate(paths):
             if any(os.path.samefile(path, other) for other in paths[:k]):
-                findings.append(f"{quoted(path)} is given twice: it is fused with itself.")
+                findings.append(f"{quoted(path)} is given twice, so it is fused with itself.")
         medical = any(source.header is not None for source in sources)
         if not medical:
             sources, said = _without_false_colours(sources)
@@ -110,7 +111,7 @@ class Scene:
         if not scene.is_volume:
             scene = scene._in_frame(reading)
         elif reading.align or reading.rig or reading.crop:
-            raise InputError(f"{sources[0].name} is a volume: use a rigid registration, not align, rig or crop.")
+            raise InputError(f"{sources[0].name} is a volume: use rigid registration, not align, rig or crop.")
         scene._check_sizes()
         return scene
 
@@ -131,10 +132,10 @@ class Scene:
         A slice that is flat in all sources gets the mean of their values.
 
         Args:
-            pipe: What fuses.
+            pipe: The pipeline.
             settings: How to fuse; `changes` are fields of it. The noise is the same for all slices of a volume, and
-                contrast "minmax" stretches a volume as a whole.
-            progress: Called as the pipeline's, with evaluations of the network, or of a volume with slices.
+                contrast "minmax" stretches the volume with one map.
+            progress: Called as by the pipeline, with network evaluations, or for a volume with slices.
 
         Raises:
             InputError: as the pipeline does.
@@ -149,10 +150,11 @@ class Scene:
     def overlaid(
         self, fused: np.ndarray, palette: str, blend: float = 0.5, roles: Sequence[str] | None = None
     ) -> np.ndarray:
-        """The fused image for display, (H, W, 3): the thermal source as a palette's colours over it, where it has data.
+        """The fused image for display, (H, W, 3), overlaid with the thermal source in the colours of a palette, where
+        it has data.
 
-        The thermal source is the first grey one that `roles`, as of `FusionSettings`, call thermal, else the first grey
-        one. Raises InputError for volumes and where all are in colour.
+        The thermal source is the first grey one that `roles`, as in `FusionSettings`, call thermal, else the first grey
+        one. Raises InputError for volumes and if all sources are in colour.
         """
         if self.is_volume:
             raise InputError(f"A palette is for images: {self.sources[0].name} is a volume.")
@@ -165,17 +167,17 @@ class Scene:
         return overlaid(fused, self.sources[k].pixels, palette, blend, where)
 
     def bits(self, path: str | os.PathLike[str], depth: Depth = "same") -> int:
-        """Bits of a result at `path`: "same" is 16 where a source has more than 8 and the format holds them, else 8."""
+        """Bits of a result at `path`: "same" is 16 if a source has more than 8 and the format supports it, else 8."""
         if depth != "same":
             return depth
         holds = images.DEPTHS.get(Path(path).suffix.lower(), ())
         return 16 if 16 in holds and any(source.bits > 8 for source in self.sources) else 8
 
     def like(self, path: str | os.PathLike[str]) -> Image:
-        """The source whose geometry and unit, or else profile and resolution, a result at `path` takes.
+        """The source that gives a result at `path` its geometry and unit, or its profile and resolution.
 
-        The first that can for DICOM and NIfTI, the frame before others; for other files the first coloured one, or the
-        first of all.
+        For DICOM and NIfTI, the frame if it can, else the first that can; for other files, the first coloured source,
+        or else the first.
         """
         if images.is_medical(path):
             from ddfm.io.medical import lends_geometry
@@ -193,7 +195,7 @@ class Scene:
         colour: Colour = "auto",
         anonymise: bool = False,
     ) -> None:
-        """Raise InputError where `write` would of what `fuse` gives with this `colour`: before the long work."""
+        """Raise InputError if `write` would for what `fuse` gives with this `colour`, before the long computation."""
         if self.is_volume and not images.is_medical(path):
             raise InputError(f"Cannot write {quoted(path)}: the sources are volumes; use .nii, .nii.gz or .dcm.")
         images.check_target(path, self.bits(path, depth))
@@ -211,11 +213,11 @@ class Scene:
     def write(
         self, path: str | os.PathLike[str], fused: np.ndarray, depth: Depth = "same", anonymise: bool = False
     ) -> None:
-        """Write what `fuse` gave; the file is written atomically. Raises InputError.
+        """Write the result of `fuse`, atomically. Raises InputError.
 
-        An image gets the EXIF of the source that it is written like or, if that has none, of the first that has.
+        An image gets the EXIF of the source from `like` or, if that has none, of the first source that has.
 
-        anonymise: Remove what identifies the patient: from DICOM and NIfTI see `medical.write_volume`, else EXIF.
+        anonymise: Remove patient identification: for DICOM and NIfTI see `medical.write_volume`, else remove EXIF.
         """
         self._spare_sources(path)
         like = self.like(path)
@@ -242,7 +244,7 @@ class Scene:
                 )
 
     def _check_sizes(self) -> None:
-        from ddfm.image_processor import SMALLEST  # late: it brings torch, which bad files need not wait for
+        from ddfm.image_processor import SMALLEST  # late: it imports torch, which is slow and not needed for errors
 
         first = self.sources[0]
         for source in self.sources:
@@ -251,21 +253,21 @@ class Scene:
                     f"{source.name} is {source.size} but {first.name} is {first.size}; register them to one size first."
                 )
         if min(first.plane) < SMALLEST:
-            raise InputError(f"{first.name} is {first.size}; at least {SMALLEST}x{SMALLEST} is needed.")
+            raise InputError(f"{first.name} is {first.size}, but must be at least {SMALLEST}x{SMALLEST}.")
 
     def _in_frame(self, how: Reading) -> Scene:
-        """Images of any sizes on the grid of one of them."""
+        """Images of any size on the grid of one of them."""
         sizes = {source.pixels.shape[:2] for source in self.sources}
         if len(sizes) == 1 and not (how.align or how.rig or how.crop):
             return self
-        from ddfm.registration import frame_of, to_frame  # late: what is aligned need not wait for it
+        from ddfm.registration import frame_of, to_frame  # late: not needed for aligned images
 
         chosen = frame_of(self.sources, how.rig) if how.frame is None else how.frame
         return _framed(to_frame(self.sources, chosen, how.align, how.rig, how.crop), chosen, self.findings)
 
     @classmethod
     def _from_camera(cls, path: str | os.PathLike[str], reading: Reading) -> Scene:
-        """Temperatures and photo of one file, by the file's own geometry unless a rig file has another."""
+        """Temperatures and photo from one file, by the geometry stored in it unless there is a rig file."""
         from ddfm.registration import camera
 
         _refuse_medical(reading)
@@ -278,12 +280,12 @@ class Scene:
 
 
 def _framed(framed: Framed, frame: int, findings: list[str]) -> Scene:
-    """The scene of sources that were brought into one frame, `findings` being about reading them."""
+    """The scene of sources that were brought into one frame; `findings` are from reading them."""
     said = [*findings, *framed.findings, *fusing.noise_found(framed)]
     sources = list(framed.sources)
     for k, (source, place) in enumerate(zip(sources, framed.places, strict=True)):
         moved = place is not None or (source.grid is not None and source.grid.shape[1:] != source.plane)
-        if moved:  # a DICOM or NIfTI slice no longer lies where its file says
+        if moved:  # the world coordinates of a DICOM or NIfTI slice no longer apply
             sources[k] = replace(source, header=None, grid=None)
     return Scene(sources, said, frame, framed.places, framed)
 
@@ -295,7 +297,7 @@ def _without_false_colours(sources: list[Image]) -> tuple[list[Image], list[str]
 
 
 def _check_options(sources: list[Image], medical: bool, how: Reading) -> None:
-    """What was asked of volumes and cannot be done is refused rather than ignored."""
+    """Raise InputError for options that do not apply to these sources, rather than ignore them."""
     if not medical:
         _refuse_medical(how)
     if how.frame is not None and not 0 <= how.frame < len(sources):
@@ -304,7 +306,7 @@ def _check_options(sources: list[Image], medical: bool, how: Reading) -> None:
         from ddfm.io.medical import hounsfield
 
         if not any((source.low, source.high) == hounsfield(how.window) for source in sources):
-            raise InputError("A window in Hounsfield units was asked for, but none of the sources is a CT.")
+            raise InputError("A window in Hounsfield units was given, but none of the sources is a CT image.")
 
 
 def _refuse_medical(how: Reading) -> None:
