@@ -123,7 +123,7 @@ def test_half_a_character_is_answered_in_a_sentence(client):
     body = b'--b\r\nContent-Disposition: form-data; name="sources"; filename="a.png"\r\n\r\n' + png() + b"\r\n"
     body += b'--b\r\nContent-Disposition: form-data; name="frame"\r\n\r\n+2AA-\r\n--b--\r\n'
     kind = {"Content-Type": "multipart/form-data; boundary=b; charset=utf-7"}
-    assert "frame is auto" in problem(client.post("/v1/fuse", content=body, headers=kind), 422)
+    assert "frame must be auto" in problem(client.post("/v1/fuse", content=body, headers=kind), 422)
 
 
 def _malformed(client, requests):
