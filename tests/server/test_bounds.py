@@ -98,7 +98,7 @@ def test_a_photo_inside_a_small_file_counts(client):
         (FORM, {"crop": "perhaps"}, 422, "crop must be true or false"),
         (FORM, {"value_range": "1"}, 422, "value_range must be"),
         (FORM, {"value_range": "1 nan"}, 422, "lower to a higher"),
-        (FORM, {"palette": "rainbow"}, 422, "palette is one of none, ironbow"),
+        (FORM, {"palette": "rainbow"}, 422, "palette must be one of none, ironbow"),
         (sources(*[png(seed=k, colour=True) for k in range(2)]), {"palette": "hot"}, 422, "needs a grey image"),
         ([*FORM, ("other", ("x.png", png()))], {}, 422, "'other'"),
     ],

@@ -1,4 +1,4 @@
-"""The page and the HTTP service (`pip install ddfm[server]`): `create_app` for other ASGI servers, `serve` for ours."""
+"""The web page and HTTP API (`pip install ddfm[server]`): `serve` runs them, `create_app` is for other ASGI servers."""
 
 from ddfm.errors import InputError
 

@@ -1,4 +1,4 @@
-"""The routes under /v1: a scene fused in one request, or as a job that can be watched, cancelled and fetched."""
+"""The routes under /v1: fuse a scene in one request, or as a job that can be watched, cancelled and fetched."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from ddfm.server.problems import Problem, document, problem_body
 from ddfm.server.service import Service, check_done
 
 JobId = Annotated[str, Path(max_length=64, examples=["Jf3wqk2vRrYb6n0sT1uXcA"])]
-SliceNumber = Annotated[int, Query(alias="slice", ge=0, le=2**31, description="Of a volume.")]
+SliceNumber = Annotated[int, Query(alias="slice", ge=0, le=2**31, description="Slice number, for volumes.")]
 _DEMO = Folder(demo.__file__).parent
-_EVENT_SECONDS = 0.1  # between two events of one job, at least
+_EVENT_SECONDS = 0.1  # minimum interval between two events of one job
 _HEARTBEAT_SECONDS = 15.0
 _EXAMPLES = {"night_street": "Night street, infrared and visible", "head_pet": "Head, MRI and PET"}
-_PALETTE = Query(description="Instead of the job's own.", json_schema_extra={"enum": list(PALETTE_NAMES)})
+_PALETTE = Query(description="Palette to use instead of the job's.", json_schema_extra={"enum": list(PALETTE_NAMES)})
 _SUBMIT = (400, 408, 413, 415, 422, 429, 503)
 
 
 def _laid(
     palette: Annotated[str, _PALETTE] = "",
-    blend: Annotated[float, Query(ge=0, le=1, description="How much of the palette.")] = 0.5,
+    blend: Annotated[float, Query(ge=0, le=1, description="Opacity of the palette.")] = 0.5,
 ) -> Overlay | None:
-    """The overlay that a query asks for; None for the job's own."""
+    """The overlay that a query asks for; None for that of the job."""
     return None if palette == "" else Overlay.of(palette, str(blend))
 
 
@@ -56,7 +56,7 @@ def routes(service: Service) -> APIRouter:
 
 
 def _add_fuse(router: APIRouter, service: Service) -> None:
-    described = "The fused image, or volume. DDFM-Findings holds, as JSON, what was assumed about the sources."
+    described = "The fused image or volume. DDFM-Findings lists, as JSON, the assumptions made about the sources."
 
     @router.post(
         "/fuse",
@@ -65,7 +65,7 @@ def _add_fuse(router: APIRouter, service: Service) -> None:
         openapi_extra=_form(service.limits),
     )
     async def fuse(request: Request) -> Response:
-        """Fuse the images of one scene and wait for the result, whose format is the best of Accept."""
+        """Fuse the images of one scene and return the result, in the available format that Accept ranks highest."""
         job = await service.submit(request, keep=False)
         try:
             await _until_over(request, job)
@@ -81,7 +81,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
     @router.post("/jobs", status_code=202, responses=document(*_SUBMIT), openapi_extra=_form(service.limits))
     async def submit(request: Request, response: Response) -> schemas.JobStatus:
-        """Put the images of one scene into the queue; its address is in Location."""
+        """Queue the images of one scene as a job, whose address is in Location."""
         job = await service.submit(request, keep=True)
         queue.expire()
         response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -89,12 +89,12 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
 
     @router.get("/jobs/{job_id}", responses=document(422))
     async def status(job_id: JobId) -> schemas.JobStatus:
-        """Where the job stands."""
+        """The status of a job."""
         return _status(service, queue.find(job_id))
 
     @router.delete("/jobs/{job_id}", status_code=204, responses=document(422))
     async def cancel(job_id: JobId) -> None:
-        """Stop the job, at the latest after the evaluation of the network under way, and forget it and its files."""
+        """Stop the job, at the latest after the current network evaluation, and delete it and its files."""
         await anyio.to_thread.run_sync(queue.remove, queue.find(job_id))
 
     @router.get(
@@ -103,7 +103,7 @@ def _add_jobs(router: APIRouter, service: Service) -> None:
         responses=document(422) | _answer("Events.", "text/event-stream", binary=False),
     )
     async def events(job_id: JobId) -> StreamingResponse:
-        """Server-sent events, named after the job's state, whose data is the job's status; the last is its end."""
+        """Server-sent events, each named after the job's state, with its status as data, until the job ends."""
         return StreamingResponse(_events(service, queue.find(job_id)), media_type="text/event-stream")
 
 
@@ -113,10 +113,10 @@ def _add_results(router: APIRouter, service: Service) -> None:
     @router.get(
         "/jobs/{job_id}/result",
         response_class=Response,
-        responses=document(406, 409, 422, 500, 503) | _answer("The fused image, or volume.", *FORMATS),
+        responses=document(406, 409, 422, 500, 503) | _answer("The fused image or volume.", *FORMATS),
     )
     async def result(request: Request, job_id: JobId, overlay: Laid) -> Response:
-        """The result, whose format is the best of Accept, with the metadata of its sources."""
+        """The result, in the available format that Accept ranks highest, with the metadata of its sources."""
         job = queue.find(job_id)
         data, kind = await service.view(service.file, job, request.headers.get("accept", ""), overlay)
         return _file(data, kind, job)
@@ -132,7 +132,7 @@ def _add_results(router: APIRouter, service: Service) -> None:
         overlay: Laid,
         number: SliceNumber = 0,
     ) -> Response:
-        """An 8-bit PNG for display: `fused`, `uncertainty` (white is its maximum), `source-1`, `source-2` ..."""
+        """An 8-bit PNG for display: `fused`, `uncertainty` (scaled so that its maximum is white), `source-1` ..."""
         job = queue.find(job_id)
         check_done(job)
         data = await service.view(views.layer, job, layer, number, overlay)
@@ -140,7 +140,7 @@ def _add_results(router: APIRouter, service: Service) -> None:
 
     @router.get("/jobs/{job_id}/metrics", responses=document(409, 413, 422, 500, 503))
     async def metrics(job_id: JobId, number: SliceNumber = 0) -> list[schemas.Metric]:
-        """How good the result is, beside the plain average of its sources."""
+        """Quality metrics of the result, compared with the plain average of its sources."""
         job = queue.find(job_id)
         check_done(job)
         return await service.measure(job, number)
@@ -149,7 +149,7 @@ def _add_results(router: APIRouter, service: Service) -> None:
 def _add_form(router: APIRouter, service: Service) -> None:
     @router.post("/preview", responses=document(*_SUBMIT), openapi_extra=_form(service.limits))
     async def preview(request: Request) -> schemas.Preview:
-        """The sources as they would be fused, aligned if asked, for display."""
+        """The sources as they would be fused, aligned if requested, for display."""
         upload, sources, findings = await service.preview(request)
 
         def shown() -> list[schemas.PreviewSource]:
@@ -159,7 +159,7 @@ def _add_form(router: APIRouter, service: Service) -> None:
 
     @router.get("/about", responses=document())
     async def about() -> schemas.About:
-        """The settings with their names, values and help; the limits; the examples."""
+        """The settings with their names, values and help texts, the limits and the examples."""
         return schemas.About(
             version=__version__,
             settings=[schemas.Setting(**field) for field in describe.fields()],
@@ -188,18 +188,18 @@ def _add_form(router: APIRouter, service: Service) -> None:
     ) -> FileResponse:
         """One image of an example."""
         if name not in _EXAMPLES or source not in demo.SCENES[name]:
-            raise Problem(404, "There is no such example; /v1/about has those there are.")
+            raise Problem(404, "There is no such example; /v1/about lists the available ones.")
         return FileResponse(_DEMO / f"{name}_{source}.png", media_type="image/png")
 
 
 def _answer(description: str, *kinds: str, binary: bool = True) -> dict[int | str, dict[str, Any]]:
-    """What a route answers where all is well, for OpenAPI: one of these media types."""
+    """A route's successful response, for OpenAPI: one of these media types."""
     schema = {"type": "string", "format": "binary"} if binary else {"type": "string"}
     return {200: {"description": description, "content": {kind: {"schema": schema} for kind in kinds}}}
 
 
 def _form(limits: Limits) -> dict[str, Any]:
-    """The request body for OpenAPI; the form is parsed by `uploads`, with its bounds."""
+    """The request body, for OpenAPI; `uploads` parses the form and enforces the limits."""
     schema = describe.form_schema(limits.sources)
     example = {"sources": ["infrared.png", "visible.png"], "contrast": "natural", "seed": "0"}
     content = {"schema": schema, "example": example, "encoding": {"sources": {"contentType": "image/*"}}}
@@ -247,7 +247,7 @@ async def _events(service: Service, job: Job) -> AsyncIterator[str]:
 
 
 async def _until_over(request: Request, job: Job) -> None:
-    """Until the job is over or the client is gone: then nobody waits for it, and the route cancels it."""
+    """Wait until the job is over or the client has disconnected, in which case the route cancels the job."""
     over: asyncio.Future[Any] = asyncio.wrap_future(job.finished)
     gone: asyncio.Future[Any] = asyncio.ensure_future(request.receive())
     try:

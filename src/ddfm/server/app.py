@@ -1,4 +1,4 @@
-"""The application: routes, page, health and metrics around one `Service`; and `serve`, which runs it."""
+"""The application: routes, page, health checks and metrics around one `Service`; and `serve`, which runs it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from ddfm.server.service import Service
 from ddfm.server.telemetry import MEDIA_TYPE
 
 PAGE = Path(__file__).parent / "static"
-FETCH_SECONDS = 10.0  # that a stopping server waits for the results it has finished to be fetched
-CLOSE_SECONDS = 2  # that it then leaves to requests under way, such as a slow upload
+FETCH_SECONDS = 10.0  # a stopping server waits this long for finished results to be fetched
+CLOSE_SECONDS = 2  # then allowed for requests in progress, such as a slow upload
 _log = logging.getLogger("uvicorn.error")
 
 
@@ -44,14 +44,14 @@ def create_app(
     origins: Sequence[str] = (),
     hosts: Sequence[str] | None = None,
 ) -> FastAPI:
-    """The page and the API as an ASGI application, for any server with one process.
+    """The page and the API as an ASGI application, for any single-process server.
 
     Args:
-        pipes: What fuses: one pipeline, or one for each device.
-        limits: What the server takes on.
-        token: Asked for as `Authorization: Bearer TOKEN` by the API and the metrics; None for no such question.
-        origins: Pages of these origins may call the API (CORS), such as "https://example.org"; none by default.
-        hosts: Names that the server answers to; None for any.
+        pipes: One pipeline, or one per device.
+        limits: Limits of the server; None for the defaults.
+        token: Token that the API and the metrics require as `Authorization: Bearer TOKEN`; None to require none.
+        origins: Origins whose pages may call the API (CORS), such as "https://example.org"; none by default.
+        hosts: Host names that the server answers to; None for any.
     """
     service = Service([pipes] if isinstance(pipes, DDFMPipeline) else list(pipes), limits or Limits())
 
@@ -68,10 +68,10 @@ def create_app(
     app = FastAPI(
         title="ddfm",
         version=__version__,
-        summary="Fuse images of several sensors by diffusion posterior sampling.",
-        description="Errors are RFC 9457 problem details whose `detail` is one sentence.",
+        summary="Fuse images from several sensors by diffusion posterior sampling.",
+        description="Errors are RFC 9457 problem details with a one-sentence `detail`.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from other servers
         redoc_url=None,
     )
     app.state.service = service
@@ -81,7 +81,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
     app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(_page)
     app.add_middleware(Guards, telemetry=service.telemetry, token=token, origins=origins, hosts=hosts)
-    if origins:  # around the guards, whose refusals a page of these origins may read too
+    if origins:  # outside the guards, so that pages of these origins can read their refusals too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(origins),
@@ -103,19 +103,20 @@ def serve(
     token: str | None = None,
     origins: Sequence[str] = (),
 ) -> None:
-    """Run the server until SIGINT or SIGTERM; then what runs is finished, and the rest refused.
+    """Run the server until SIGINT or SIGTERM; running jobs are then finished, and all others refused.
 
     Args:
-        host: Address to listen on. On the default, loopback, only this machine's names are answered to.
+        host: Address to listen on. On a loopback address, such as the default, only requests to loopback names are
+            answered.
         port: Port to listen on.
         prior: As in `load_prior`.
-        devices: "cpu", "cuda:0" ..., a worker each; none for the best one.
+        devices: "cpu", "cuda:0" ..., with one worker each; if empty, the best device is used.
         limits: As for `create_app`.
         token: As for `create_app`.
         origins: As for `create_app`.
 
     Raises:
-        InputError: a prior that cannot be loaded, an address that cannot be listened on.
+        InputError: the prior cannot be loaded, or the address cannot be listened on.
     """
     pipes = [quiet_pipeline(prior, device) for device in devices or (None,)]
     is_loopback = host in ("127.0.0.1", "::1", "localhost")
@@ -130,18 +131,18 @@ def serve(
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )
     if not is_loopback and token is None:
-        _log.warning("Whoever reaches this machine can use this server; give it a token to ask for one.")
+        _log.warning("Anyone who can reach this machine can use this server; set --token to require a token.")
     with _listening(host, port) as listening:
         _log.info("The page is at http://%s:%d", f"[{host}]" if ":" in host else host, listening.getsockname()[1])
         _Server(config, app.state.service).run([listening])
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Raises InputError: the port is taken, or the address is not one of this machine."""
+    """A listening socket. Raises InputError if the port is in use or the address is not one of this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # by name: else asyncio delays answers
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio delays answers
     try:
-        if os.name == "posix":  # elsewhere it would let two servers share a port
+        if os.name == "posix":  # on Windows this would let two servers share a port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen()
@@ -154,7 +155,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that on a signal first finishes what runs, answering all the while; a second signal stops it at once."""
+    """uvicorn that on a signal first finishes running jobs while still answering; a second signal stops it at once."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -162,13 +163,13 @@ class _Server(uvicorn.Server):
         self._draining = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGINT or SIGTERM."""
+        """Handle SIGINT or SIGTERM."""
         if self._draining:
             self._service.queue.stop()
-            self.should_exit = True  # not force_exit, which would leave out the application's own end
+            self.should_exit = True  # not force_exit, which would skip the application's shutdown
             return
         self._draining = True
-        _log.info("Stopping once what runs is finished; the same signal again stops at once.")
+        _log.info("Stopping once running jobs are finished; the same signal again stops at once.")
         threading.Thread(target=self._drain, daemon=True).start()
 
     def _drain(self) -> None:
@@ -198,25 +199,25 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_class=Response, responses=text | problems.document(), tags=["operation"])
     async def healthz() -> Response:
-        """The process answers."""
+        """Whether the server process is alive."""
         return Response("ok\n", media_type="text/plain")
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", response_class=Response, responses=text | problems.document(503), tags=["operation"])
     async def readyz() -> Response:
-        """A job sent now would be worked on."""
+        """Whether the server accepts jobs."""
         if not service.is_ready:
             raise Problem(503, "The server is stopping; send the request again later.")
         return Response("ready\n", media_type="text/plain")
 
     @app.get("/metrics", response_class=Response, responses=text | problems.document(), tags=["operation"])
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Metrics in the Prometheus text format."""
         return Response(service.telemetry.text(), media_type=MEDIA_TYPE)
 
 
 def _document(app: FastAPI, token: str | None) -> None:
-    """What FastAPI cannot know of the OpenAPI: our errors' schema, and the token."""
+    """Add to the OpenAPI document what FastAPI cannot know: the schema of errors, and the token."""
     generated = app.openapi
 
     def openapi() -> dict[str, Any]:

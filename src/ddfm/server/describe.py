@@ -1,4 +1,4 @@
-"""The form of a fusion, described once: for the page, for OpenAPI, for "copy as command"."""
+"""The fusion form, described once for the page, for OpenAPI and for "Copy as command"."""
 
 from __future__ import annotations
 
@@ -10,60 +10,60 @@ from ddfm.registration import Align
 from ddfm.server.fields import PALETTE_NAMES
 from ddfm.settings import CHOICES, FusionSettings
 
-# name: (label, help), in the order of the page. For people who fuse; docstrings are for those who program.
+# name: (label, help), in the order of the page. Written for users; docstrings are for programmers.
 _WORDS = {
-    "align": ("Align", "Estimate shift, rotation and scale between the images, and bring them together."),
-    "normalise": ("Stretch raw counts", "Stretch dark thermal counts of 14 or 16 bits to the full range."),
-    "frame": ("Frame", "Whose grid the result has. Automatic: the image with most pixels, the first volume."),
-    "crop": ("Crop", "Keep only what all images show."),
+    "align": ("Align", "Estimate the shift, rotation and scale between the images, and register them."),
+    "normalise": ("Stretch raw counts", "Stretch dark 14- or 16-bit thermal counts to the full range."),
+    "frame": ("Frame", "Whose grid the result has. Automatic: the image with the most pixels, or the first volume."),
+    "crop": ("Crop", "Keep only the area that all images show."),
     "value_range": (
         "Black and white",
-        "Two numbers in the unit of the files, such as degrees, that become black and white.",
+        "Two values, in the files' unit (such as degrees), to map to black and white.",
     ),
-    "window": ("CT window", "brain, bone, lung, soft-tissue or two numbers in Hounsfield units."),
-    "rigid": ("Register volumes", "Move the DICOM or NIfTI volumes onto the first one by rotation and shift."),
-    "allow_different_patients": ("Different patients", "Fuse although the files name different patients."),
+    "window": ("CT window", "brain, bone, lung, soft-tissue, or two numbers in Hounsfield units."),
+    "rigid": ("Register volumes", "Register the DICOM or NIfTI volumes to the first by rotation and shift."),
+    "allow_different_patients": ("Different patients", "Fuse even if the files name different patients."),
     "likelihood": (
         "Method",
         "Salient keeps what stands out in each source; the other two follow the DDFM paper and its code.",
     ),
     "contrast": ("Contrast", "Strong brings out local contrast; Full range stretches the result from black to white."),
-    "colour": ("Colours", "Whose colours the result gets: of all colour images, none, or of one."),
+    "colour": ("Colours", "Whose colours to use: those of all colour images, of none, or of one."),
     "num_samples": (
         "Samples",
-        "Several give their mean and a map of how uncertain it is, and take as many times as long.",
+        "With several, the result is their mean, with a map of its uncertainty; time grows in proportion.",
     ),
-    "num_inference_steps": ("Steps", "Evaluations of the network; more take longer. Empty: what suits the method."),
-    "sampler": ("Sampler", "Empty: what suits the method."),
+    "num_inference_steps": ("Steps", "Evaluations of the network; more take longer. Empty: the method's default."),
+    "sampler": ("Sampler", "Automatic: the method's default."),
     "strength": (
         "Noise strength",
-        "Above 0, up to 1: how much the network may change; 1 starts from noise. Empty: what suits the method.",
+        "Fraction of the noise schedule, above 0 and up to 1; 1 starts from pure noise. Empty: the method's default.",
     ),
     "seed": ("Seed", "The same seed gives the same result."),
-    "precision": ("Precision", "Automatic is bfloat16 where the hardware is fast in it, else float32."),
-    "tile": ("Tile size", "Pixels a side of the tiles in which large images are processed, auto or none."),
+    "precision": ("Precision", "Automatic: bfloat16 where the hardware supports it, else float32."),
+    "tile": ("Tile size", "Tile size for large images: pixels a side, auto or none."),
     "tile_overlap": ("Tile overlap", "Pixels that neighbouring tiles share."),
     "roles": (
-        "What the sources are",
-        "thermal or visible for each image in their order, such as thermal,visible. Empty: all alike.",
+        "Roles",
+        "Role of each image, thermal or visible, in order: thermal,visible. Empty: all alike.",
     ),
-    "palette": ("Palette", "Lay the thermal image as colours over the result."),
-    "blend": ("Blend", "How much of the palette is seen."),
+    "palette": ("Palette", "Overlay the thermal image in colour on the result."),
+    "blend": ("Blend", "Opacity of the palette."),
 }
 _VALUES = CHOICES | {"align": typing.get_args(Align)}
-# name: {value: what the page calls it}
+# name: {value: its label on the page}
 _CHOICES = {
-    "align": {"auto": "Always", "dense": "And refine locally", "force": "Even if unsure", "skip": "Never, only resize"},
+    "align": {"auto": "Always", "dense": "Refine locally too", "force": "Even if unsure", "skip": "Never, only resize"},
     "frame": {"auto": "Automatic", "first": "First", "second": "Second", "3": "Third", "4": "Fourth", "5": "Fifth"}
     | {"6": "Sixth", "7": "Seventh", "8": "Eighth"},
     "likelihood": {"salient": "Salient (default)", "paper": "DDFM paper", "released": "DDFM released code"},
     "contrast": {"natural": "Natural", "strong": "Strong", "minmax": "Full range"},
-    "colour": {"auto": "Automatic", "grey": "Greyscale", "first": "Of the first", "second": "Of the second"},
+    "colour": {"auto": "Automatic", "grey": "Greyscale", "first": "From the first", "second": "From the second"},
     "sampler": {"ddim": "DDIM", "ddpm": "DDPM (ancestral)", "dpm++": "DPM-Solver++"},
     "precision": {"auto": "Automatic", "float32": "float32", "bfloat16": "bfloat16"},
     "palette": {name: name.capitalize() for name in PALETTE_NAMES},
 }
-# name: (kind, default, stage) of what is not a field of FusionSettings
+# name: (kind, default, stage) of fields that FusionSettings does not have
 _OTHERS = {
     "align": ("choice", None, "reading"),
     "normalise": ("flag", False, "reading"),
@@ -76,7 +76,8 @@ _OTHERS = {
     "palette": ("choice", "none", "showing"),
     "blend": ("share", 0.5, "showing"),
 }
-_PLAIN = ("align", "normalise", "likelihood", "contrast", "colour", "num_samples", "palette", "blend")  # for everybody
+# Shown outside Advanced.
+_PLAIN = ("align", "normalise", "likelihood", "contrast", "colour", "num_samples", "palette", "blend")
 _OPTIONS = {"num_inference_steps": "--steps", "num_samples": "--samples", "tile_overlap": "--overlap"}
 _OPTIONS |= {"value_range": "--range"}
 _MINIMUM = {"num_inference_steps": 1, "num_samples": 1, "seed": 0, "tile_overlap": 0, "blend": 0}
@@ -84,7 +85,7 @@ _TYPES = typing.get_type_hints(FusionSettings)
 
 
 def fields() -> list[dict[str, Any]]:
-    """One entry for each form field but `sources`, as `schemas.Setting`."""
+    """One entry per form field except `sources`, as in `schemas.Setting`."""
     settings = {field.name: field for field in dataclasses.fields(FusionSettings)}
     return [_field(name, *(_OTHERS.get(name) or _of_setting(settings[name]))) for name in _WORDS]
 
@@ -98,7 +99,7 @@ def form_schema(sources: int) -> dict[str, Any]:
             "minItems": 1,
             "maxItems": sources,
             "description": "Two or more images of one scene, such as infrared and visible: PNG, JPEG, BMP, TIFF, "
-            "DICOM or NIfTI; or one radiometric JPEG of FLIR, which holds two.",
+            "DICOM or NIfTI; or one radiometric FLIR JPEG, which holds two.",
         }
     }
     for field in fields():

@@ -1,4 +1,4 @@
-"""The fields of a form: how its sources are read, how they are fused, and how the result is shown."""
+"""The fields of a form: how to read the sources, how to fuse them, and how to show the result."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ddfm.palettes import PALETTES
 from ddfm.runs.reading import FIELDS, Reading
 from ddfm.settings import FusionSettings
 
-READING = tuple(name for name in FIELDS if name != "rig")  # which is a file of the server's
+READING = tuple(name for name in FIELDS if name != "rig")  # the rig file would be a path on the server
 SHOWING = ("palette", "blend")
 PALETTE_NAMES = ("none", *PALETTES)
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """A thermal source as colours over the result, see `Scene.overlaid`.
+    """A thermal source overlaid in colour on the result, see `Scene.overlaid`.
 
     Attributes:
         palette: One of `PALETTES`, or None for the result alone.
-        blend: How much of it, 0 to 1.
+        blend: Opacity of the palette, 0 to 1.
     """
 
     palette: str | None = None
@@ -31,15 +31,15 @@ class Overlay:
 
     @classmethod
     def of(cls, palette: str, blend: str) -> Overlay:
-        """From text, where "" is the default. Raises InputError."""
+        """An overlay from text, where "" means the default. Raises InputError."""
         if palette not in ("", *PALETTE_NAMES):
-            raise InputError(f"palette is one of {', '.join(PALETTE_NAMES)}, not {palette[:80]!r}.")
+            raise InputError(f"palette must be one of {', '.join(PALETTE_NAMES)}, not {palette[:80]!r}.")
         try:
             share = float(blend or cls.blend)
         except ValueError:
             share = math.nan
         if not 0 <= share <= 1:
-            raise InputError(f"blend is between 0 and 1, not {blend[:80]!r}.")
+            raise InputError(f"blend must be between 0 and 1, not {blend[:80]!r}.")
         return cls(None if palette in ("", "none") else palette, share)
 
 
@@ -56,7 +56,7 @@ class Asked:
 
 
 def asked(fields: Mapping[str, str]) -> Asked:
-    """The fields as values; one that is missing or empty has its default. Raises InputError."""
+    """The parsed fields; a missing or empty one has its default. Raises InputError."""
     reading = Reading.from_strings({name: fields[name] for name in READING if name in fields})
     overlay = Overlay.of(*(fields.get(name, "") for name in SHOWING))
     others = {name: text for name, text in fields.items() if name not in (*READING, *SHOWING)}

@@ -1,4 +1,4 @@
-"""The kinds of file that a result can be, by media type."""
+"""The file formats in which a result is available, by media type."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FORMATS = IMAGES | VOLUMES
 
 
 def negotiate(accept: str, scene: Scene, colour: str, palette: str | None = None) -> str:
-    """The media type of FORMATS that the client likes best of those that this scene's result can be.
+    """The media type, of those possible for this scene's result, that the Accept header ranks highest.
 
-    Raises Problem 406 with those there are.
+    Raises Problem 406, listing the possible ones.
     """
     kinds = possible(scene, colour, palette)
-    ranked = sorted(_ranges(accept), key=lambda item: -item[1])  # stable: of equals the first
+    ranked = sorted(_ranges(accept), key=lambda item: -item[1])  # stable: the first of equals wins
     for pattern, quality in ranked:
         for kind in kinds:
             if quality > 0 and pattern in ("*/*", kind, f"{kind.split('/')[0]}/*"):
@@ -28,12 +28,12 @@ def negotiate(accept: str, scene: Scene, colour: str, palette: str | None = None
 
 
 def possible(scene: Scene, colour: str, palette: str | None = None) -> list[str]:
-    """The media types of FORMATS that this scene's result can be, the best first."""
+    """The media types of FORMATS that are possible for this scene's result, preferred ones first."""
     return [kind for kind in FORMATS if _possible(scene, kind, colour, palette)]
 
 
 def _possible(scene: Scene, kind: str, colour: str, palette: str | None) -> bool:
-    """What the writers would say of a result of this kind, without a folder."""
+    """Whether the writers would accept a result of this kind, found out without writing it."""
     if kind in IMAGES:
         return not scene.is_volume
     from ddfm.io.medical import lends_geometry
@@ -44,7 +44,7 @@ def _possible(scene: Scene, kind: str, colour: str, palette: str | None) -> bool
 
 
 def _ranges(accept: str) -> list[tuple[str, float]]:
-    """The media ranges of an Accept header with their quality; none at all means any."""
+    """The media ranges of an Accept header with their quality; an empty header means any."""
     found = []
     for part in accept.split(",")[:32]:
         pattern, *parameters = (text.strip().lower() for text in part.split(";"))

@@ -1,4 +1,4 @@
-"""Around every request: who may ask, what a browser may do with the answer, and a count of it."""
+"""Middleware for every request: access checks, security headers, and a count."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Guards:
     """ASGI middleware.
 
     Args:
-        app: What it is around.
+        app: The application to wrap.
         telemetry: Where requests are counted.
-        token: Asked for as `Authorization: Bearer TOKEN` by /v1 and /metrics; None for nobody to be asked.
-        origins: Pages of these origins may call the API besides our own, such as https://example.org.
-        hosts: Names the server answers to, without port; None for any. Against pages that rebind their own name to
-            this machine.
+        token: Token that /v1 and /metrics require as `Authorization: Bearer TOKEN`; None to require none.
+        origins: Origins whose pages may call the API, in addition to the server's page, such as https://example.org.
+        hosts: Host names that the server answers to, without the port; None for any. This stops pages that rebind
+            their domain to this machine (DNS rebinding).
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Guards:
         self.app, self.telemetry, self.token, self.origins, self.hosts = app, telemetry, token, origins, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         status: int | None = None
@@ -59,7 +59,7 @@ class Guards:
         try:
             refused = self._refused(scope)
             await (refused or self.app)(scope, receive, counted)
-        except asyncio.CancelledError:  # by a server that stops, of what takes too long to end by itself
+        except asyncio.CancelledError:  # the server is stopping and the request took too long
             if status is not None:
                 raise
             await problem_response(503, EXAMPLES[503])(scope, receive, counted)
