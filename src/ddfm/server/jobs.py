@@ -1,4 +1,4 @@
-"""Jobs and the bounded queue between the requests, which run in an event loop, and the workers, which are threads."""
+"""Jobs, and the bounded queue between requests, which run in an event loop, and workers, which are threads."""
 
 from __future__ import annotations
 
@@ -33,18 +33,19 @@ class Job:
     """One scene on its way through the queue.
 
     Attributes:
-        scene: Its sources, float32 in [0, 1]; their pixels are memory-mapped files once the job is finished and kept.
+        scene: The sources, float32 in [0, 1]; their pixels are memory-mapped files once the job is finished and kept.
         folder: Temporary files, removed with the job.
-        finished: Done when the job is: it never holds an exception, `state` and `problem` say how it went.
-        progress: (evaluations of the network done, of how many), of a volume (slices done, of how many).
+        finished: Resolved when the job is over. It never holds an exception: `state` and `problem` give the outcome.
+        progress: (network evaluations done, total), or (slices done, total) for a volume.
         fused: The result, once `state` is "done": float32 [0, 1] (H, W), (H, W, 3) or (S, H, W).
-        std: Standard deviation over the samples of the fused luma, (H, W), if several were drawn.
+        std: Standard deviation of the fused luma over the samples, (H, W), if several were drawn.
         problem: (HTTP status, sentence), once `state` is "failed" or "cancelled".
-        cancelled: Set by the client; a worker looks at it after each evaluation of the network.
+        cancelled: Set when the client cancels; workers check it after each network evaluation.
         fetched: Whether the client has the result.
-        measures: By slice, 0 of images, once somebody has asked for them.
-        overlay: What is laid over the result where it is shown or written; `fused` is without it.
-        keep: Whether it can be asked for by its id; else whoever put it waits for it and removes its folder.
+        measures: Metrics by slice (0 for images), stored on the first request for them.
+        overlay: The overlay on the result when it is shown or written; `fused` does not include it.
+        keep: Whether the job can be looked up by its id; otherwise, the request that queued it waits for it and removes
+            its folder.
     """
 
     scene: Scene
@@ -69,27 +70,27 @@ class Job:
     ended: float = math.nan
 
     def __post_init__(self) -> None:
-        """The future may not be cancelled, as a request that goes away would."""
+        """Mark the future as running, so that a request whose client disconnects cannot cancel it."""
         self.finished.set_running_or_notify_cancel()
 
     @property
     def kind(self) -> object:
-        """Jobs of one kind can go through the network together; None goes alone."""
+        """Jobs of the same kind can go through the network together; None means that the job runs alone."""
         if self.scene.is_volume:
             return None
         return tuple(source.pixels.shape for source in self.scene.sources), replace(self.settings, seed=0)
 
     @property
     def is_over(self) -> bool:
-        """Whether it is done, failed or cancelled."""
+        """Whether the job is done, failed or cancelled."""
         return self.finished.done()
 
     def remove(self) -> None:
-        """Remove its temporary files; maps of them stay valid for whoever is reading them."""
+        """Remove the temporary files; open memory maps of them stay valid."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def empty(self) -> None:
-        """Remove its files and its pixels, which nobody asks for where there is no result; their shapes stay."""
+        """Remove the files and pixels, which are not needed without a result, but keep their shapes."""
         self.remove()
         nothing = np.float32(0)
         sources = [replace(s, pixels=np.broadcast_to(nothing, s.pixels.shape)) for s in self.scene.sources]
@@ -97,20 +98,20 @@ class Job:
         self.fused = self.std = None
 
     def shown(self, overlay: Overlay | None = None) -> np.ndarray:
-        """The result with an overlay, by default its own: float32 [0, 1] (H, W), (H, W, 3) or (S, H, W).
+        """The result with an overlay, by default the job's: float32 [0, 1] (H, W), (H, W, 3) or (S, H, W).
 
-        Raises InputError where no source can be a palette's colours.
+        Raises InputError if no source can be overlaid.
         """
         overlay = overlay or self.overlay
         assert self.fused is not None
         if overlay.palette is None:
             return self.fused
-        places = [place and replace(place) for place in self.scene.registrations]  # which keep the maps they make
+        places = [place and replace(place) for place in self.scene.registrations]  # copies: these cache their maps
         scene = replace(self.scene, registrations=places)
         return scene.overlaid(self.fused, overlay.palette, overlay.blend, self.settings.roles)
 
     def to_disk(self) -> None:
-        """Put the pixels into its folder and map them: finished jobs take no memory."""
+        """Move the pixels to memory-mapped files in the job's folder: finished jobs take no memory."""
 
         def mapped(name: str, pixels: np.ndarray) -> np.ndarray:
             np.save(self.folder / f"{name}.npy", pixels)
@@ -118,7 +119,7 @@ class Job:
             return loaded
 
         sources = [replace(s, pixels=mapped(f"source{k}", s.pixels)) for k, s in enumerate(self.scene.sources)]
-        places = [place and replace(place) for place in self.scene.registrations]  # without the maps they have made
+        places = [place and replace(place) for place in self.scene.registrations]  # without their cached maps
         self.scene = replace(self.scene, sources=sources, registrations=places, framed=None)
         if self.fused is not None:
             self.fused = mapped("fused", self.fused)
@@ -127,29 +128,29 @@ class Job:
 
 
 class Queue:
-    """Jobs that wait, run, and are kept: all bounded by `Limits`. Every method may be called from any thread."""
+    """Waiting, running and kept jobs, all bounded by `Limits`. All methods are thread-safe."""
 
     def __init__(self, limits: Limits, telemetry: Telemetry) -> None:
         self.limits, self.telemetry = limits, telemetry
         self.draining = False
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._jobs: dict[str, Job] = {}  # all that can be asked for, oldest first
-        self._admitted = [0, 0]  # jobs and pixels on their way into the queue
-        self._seconds = 2.0  # of a job, a running mean: for Retry-After
+        self._jobs: dict[str, Job] = {}  # those that can be looked up, oldest first
+        self._admitted = [0, 0]  # jobs and pixels admitted but not yet queued
+        self._seconds = 2.0  # per job, a running mean, for Retry-After
         self._changed = threading.Condition()
 
     # ---- for requests
 
     def check_room(self) -> None:
-        """Raise Problem, 429 or 503, if a request need not even be read."""
+        """Raise Problem 429 or 503 if a request can be refused without reading it."""
         with self._changed:
             self._check_room(0)
 
     def admit(self, pixels: int) -> None:
-        """Reserve room, which `put` or `give_up` takes back. Raises Problem 413, 429 or 503."""
+        """Reserve room, to be released by `put` or `give_up`. Raises Problem 413, 429 or 503."""
         if pixels > self.limits.pixels:
-            together = f"{pixels:,} pixels together, more than {self.limits.pixels:,}"
+            together = f"{pixels:,} pixels together, more than the limit of {self.limits.pixels:,}"
             raise Problem(413, f"The sources have {together}; send smaller images.")
         with self._changed:
             self._check_room(pixels)
@@ -157,13 +158,13 @@ class Queue:
             self._admitted[1] += pixels
 
     def give_up(self, pixels: int) -> None:
-        """Take back what `admit` reserved."""
+        """Release the room that `admit` reserved."""
         with self._changed:
             self._admitted[0] -= 1
             self._admitted[1] -= pixels
 
     def put(self, job: Job) -> None:
-        """A job into the room that `admit` reserved."""
+        """Queue a job in the room that `admit` reserved. Raises Problem 503."""
         with self._changed:
             self._admitted[0] -= 1
             self._admitted[1] -= job.pixels
@@ -175,20 +176,20 @@ class Queue:
             self._tell()
 
     def find(self, job_id: str) -> Job:
-        """The job of this id. Raises Problem 404."""
+        """The job with this id. Raises Problem 404."""
         with self._changed:
             job = self._jobs.get(job_id)
         if job is None:
-            raise Problem(404, "There is no job of this id; it may have expired.")
+            raise Problem(404, "There is no job with this id; it may have expired.")
         return job
 
     def position(self, job: Job) -> int:
-        """How many go first; 0 for one that does not wait."""
+        """The job's place in the queue, from 1; 0 if it is not waiting."""
         with self._changed:
             return self._waiting.index(job) + 1 if job in self._waiting else 0
 
     def remove(self, job: Job) -> None:
-        """Cancel the job if it is not over, and forget it."""
+        """Cancel the job if it is not over, and delete it."""
         with self._changed:
             job.cancelled = True
             self._jobs.pop(job.id, None)
@@ -202,7 +203,7 @@ class Queue:
     # ---- for workers
 
     def take(self, batch_size: int) -> list[Job] | None:
-        """The oldest job and those of its kind that wait behind it; waits for one. None when the server stops."""
+        """Wait for a job; return the oldest and waiting ones of its kind, or None when the server stops."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.draining)
             if not self._waiting:
@@ -220,7 +221,7 @@ class Queue:
             return batch
 
     def finish(self, job: Job, error: Exception | None = None) -> None:
-        """A running job is over: with `job.fused`, or with what ended it."""
+        """End a running job, with its result in `job.fused` or with the error that ended it."""
         if error is None and job.keep and not job.cancelled:
             try:
                 job.to_disk()
@@ -246,7 +247,7 @@ class Queue:
     # ---- for the server
 
     def drain(self) -> None:
-        """Refuse what waits and what comes; what runs goes on."""
+        """Refuse waiting and new jobs; running ones continue."""
         with self._changed:
             self.draining = True
             while self._waiting:
@@ -255,18 +256,18 @@ class Queue:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits or runs."""
+        """Whether no job is waiting or running."""
         with self._changed:
             return not self._waiting and not self._running
 
     @property
     def is_fetched(self) -> bool:
-        """Whether no client still has a result to fetch."""
+        """Whether all results have been fetched."""
         with self._changed:
             return all(job.fetched or job.state != "done" for job in self._jobs.values())
 
     def expire(self) -> None:
-        """Forget finished jobs that are too old, and the oldest where they are too many or too large together."""
+        """Delete finished jobs that are too old, and the oldest if there are too many or their total is too large."""
         with self._changed:
             over = [job for job in self._jobs.values() if job.is_over]
             oldest, pixels, gone = time.monotonic() - self.limits.keep_seconds, 0, list[Job]()
@@ -280,7 +281,7 @@ class Queue:
             job.remove()
 
     def stop(self) -> None:
-        """Cancel everything and remove its files."""
+        """Cancel all jobs and remove their files."""
         self.drain()
         with self._changed:
             jobs, self._jobs = list(self._jobs.values()), {}

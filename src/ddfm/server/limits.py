@@ -1,30 +1,30 @@
-"""What one server takes on: the numbers that keep its memory, its disk and its answers bounded."""
+"""Limits of a server, which bound its memory, disk space and response times."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a server.
+    """Limits of a server.
 
     Attributes:
-        upload_bytes: Of one request's body; more is answered 413 while it is still being sent.
-        upload_seconds: To receive it; slower is answered 408.
-        uploads: Requests whose bodies are received and decoded at one time; more are answered 429.
-        pixels: Of all sources of one request together, slices included, as their headers claim; more is answered 413
-            before anything is decoded.
-        sources: Sources of one scene.
+        upload_bytes: Size of a request body; a larger one is answered with 413 while it is still being sent.
+        upload_seconds: Time to receive a body; a slower one is answered with 408.
+        uploads: Requests whose bodies are received and decoded at the same time; more are answered with 429.
+        pixels: Total pixels of a request's sources, slices included, according to their headers; more are answered with
+            413 before anything is decoded.
+        sources: Number of sources per scene.
         samples: Largest num_samples.
-        queue: Jobs that wait; more are answered 429.
-        queue_pixels: Pixels of the sources that wait, together.
-        batch_size: Waiting jobs of one size and with equal settings that go through the network together; None for
-            1 on a CPU, where more are no faster, and 8 elsewhere.
-        job_seconds: Running time of a job; a longer one is stopped and answered 503.
+        queue: Waiting jobs; more are answered with 429.
+        queue_pixels: Total pixels of the sources of waiting jobs.
+        batch_size: Waiting jobs of equal size and settings that go through the network together; None for 1 on a CPU,
+            where more are no faster, and 8 elsewhere.
+        job_seconds: Running time of a job; one that takes longer is stopped and answered with 503.
         kept: Finished jobs whose results can still be fetched.
-        kept_pixels: Pixels of their sources together, which with the results take 8 to 32 bytes of disk each.
-        keep_seconds: How long they can.
-        views: Results that are made into files or previews at one time; further requests wait.
-        measured_pixels: Of the largest result that is measured.
+        kept_pixels: Total pixels of their sources; with the results, each takes 8 to 32 bytes on disk.
+        keep_seconds: How long they are kept.
+        views: Results encoded as files or images for display at the same time; further requests wait.
+        measured_pixels: Pixels of the largest result whose metrics are computed.
     """
 
     upload_bytes: int = 256 * 2**20

@@ -1,4 +1,4 @@
-"""The JSON of the API."""
+"""The JSON schemas of the API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details; `detail` is one sentence: what, which file, what to do."""
+    """RFC 9457 problem details; `detail` is one sentence: the problem, the file, and what to do."""
 
     type: str = Field(examples=["about:blank"])
     title: str
@@ -17,21 +17,21 @@ class Problem(BaseModel):
 
 
 class JobStatus(BaseModel):
-    """Where a job stands."""
+    """The status of a job."""
 
     id: str
     state: Literal["queued", "running", "done", "failed", "cancelled"]
-    position: int = Field(description="How many jobs the queue starts before the one after it; 0 once it runs.")
-    done: float = Field(description="Evaluations of the network done, or slices of a volume.")
-    total: int = Field(description="Of how many; it may increase.")
-    seconds: float = Field(description="Since a worker took it.")
-    names: list[str] = Field(description="The sources, in their order.")
+    position: int = Field(description="Place in the queue, from 1; 0 once the job runs.")
+    done: float = Field(description="Network evaluations done, or slices of a volume.")
+    total: int = Field(description="Their total, which may increase.")
+    seconds: float = Field(description="Running time so far; once the job is over, its total.")
+    names: list[str] = Field(description="Names of the sources, in order.")
     width: int
     height: int
-    slices: int = Field(description="Of a volume; 0 for images.")
-    findings: list[str] = Field(description="What was assumed about the sources and done to them, in sentences.")
-    formats: list[str] = Field(description="Media types that the result can be.")
-    uncertainty: float | None = Field(description="Largest standard deviation over the samples, luma in [0, 1].")
+    slices: int = Field(description="Number of slices of a volume; 0 for images.")
+    findings: list[str] = Field(description="Sentences on what was assumed about the sources and done to them.")
+    formats: list[str] = Field(description="Media types in which the result is available.")
+    uncertainty: float | None = Field(description="Largest standard deviation of the luma in [0, 1] over samples.")
     problem: Problem | None = Field(description="Why there is no result.")
 
 
@@ -44,7 +44,7 @@ class PreviewSource(BaseModel):
     slices: int
     bits: int
     coloured: bool
-    image: str = Field(description="8-bit PNG as a data URL; of a volume the middle slice.")
+    image: str = Field(description="8-bit PNG as a data URL; the middle slice of a volume.")
 
 
 class Preview(BaseModel):
@@ -55,14 +55,14 @@ class Preview(BaseModel):
 
 
 class Metric(BaseModel):
-    """One measure of the fused image."""
+    """One metric of the fused image."""
 
     name: str
     label: str
     meaning: str
     better: Literal["higher", "lower"]
     value: float | None
-    average: float | None = Field(description="The same measure of the plain average of the sources.")
+    average: float | None = Field(description="The same metric for the plain average of the sources.")
 
 
 class Choice(BaseModel):
@@ -84,20 +84,20 @@ class Setting(BaseModel):
     nullable: bool
     minimum: float | None
     advanced: bool
-    stage: Literal["reading", "fusing", "showing"] = Field(description="What it concerns.")
-    option: str = Field(description="The command line's name of it.")
+    stage: Literal["reading", "fusing", "showing"] = Field(description="The stage that the setting affects.")
+    option: str = Field(description="Name of the command-line option.")
 
 
 class Example(BaseModel):
-    """A pair of images that comes with the package."""
+    """A pair of images included in the package."""
 
     name: str
     label: str
-    sources: list[str] = Field(description="Addresses, below /.")
+    sources: list[str] = Field(description="Paths of the images on this server.")
 
 
 class About(BaseModel):
-    """What a client needs to build a form."""
+    """Everything a client needs to build the form."""
 
     version: str
     settings: list[Setting]

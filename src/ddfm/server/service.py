@@ -1,4 +1,4 @@
-"""What the routes work with: from a request to a job in the queue, and from a finished job to a file."""
+"""The layer between routes and workers: turns requests into queued jobs, and finished jobs into files."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ class Service:
     """One server's queue, workers and folder of temporary files.
 
     Attributes:
-        pipes: One for each device.
-        limits: What it takes on.
+        pipes: One pipeline per device.
+        limits: Limits of the server.
     """
 
     pipes: Sequence[DDFMPipeline]
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        """Everything but the threads and the folder, which `start` makes."""
+        """Create everything except the running threads and the folder, which are left to `start`."""
         self.telemetry = Telemetry()
         self.queue = Queue(self.limits, self.telemetry)
         self.workers = [Worker(pipe, self.queue) for pipe in self.pipes]
@@ -56,7 +56,7 @@ class Service:
         self._measuring = anyio.CapacityLimiter(1)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Create the folder and start the workers."""
         self._folder = Path(tempfile.mkdtemp(prefix="ddfm-server-"))
         for worker in self.workers:
             worker.start()
@@ -71,13 +71,13 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a job sent now would be worked on."""
+        """Whether the server accepts jobs."""
         return not self.queue.draining and all(worker.is_alive() for worker in self.workers)
 
     async def submit(self, request: Request, keep: bool) -> Job:
-        """The scene of a request as a job in the queue; `keep` as in `Job`.
+        """Queue the scene of a request as a job; `keep` as in `Job`.
 
-        Raises Problem or InputError for what cannot be fused, found out without the network.
+        Raises Problem or InputError for sources that cannot be fused, before using the network.
         """
         self.queue.check_room()
         folder = self._new_folder()
@@ -86,7 +86,7 @@ class Service:
                 upload, wanted, pixels = await self._admitted(request, folder)
                 try:
                     scene = await anyio.to_thread.run_sync(_read, upload, wanted.reading, wanted.overlay)
-                    if not keep:  # whoever waits has said in which format
+                    if not keep:  # the waiting client has already chosen the format
                         negotiate(
                             request.headers.get("accept", ""), scene, wanted.settings.colour, wanted.overlay.palette
                         )
@@ -101,9 +101,9 @@ class Service:
         return job
 
     async def preview(self, request: Request) -> tuple[Upload, list[Image], list[str]]:
-        """The sources of a request as they would be fused, their pixels in memory, and what was done to them.
+        """The upload of a request, its sources as they would be fused, with pixels in memory, and the findings.
 
-        Where they cannot be fused yet, one alone or several of different sizes, each as it is.
+        A single source, or sources of different sizes, which cannot be fused yet, are returned unchanged.
         """
         folder = self._new_folder()
         try:
@@ -117,25 +117,25 @@ class Service:
             shutil.rmtree(folder, ignore_errors=True)
 
     async def view(self, make: Callable[..., T], *arguments: Any) -> T:
-        """What `make` gives, from a thread; some at a time."""
+        """The result of `make`, called in a thread; `Limits.views` such calls run at a time."""
         return await anyio.to_thread.run_sync(make, *arguments, limiter=self._viewing)
 
     async def measure(self, job: Job, number: int) -> list[Metric]:
-        """`views.metrics`, one at a time and once for each result. Raises Problem."""
+        """`views.metrics`, computed one at a time and only once per result and slice. Raises Problem."""
         async with self._measuring:
             if number not in job.measures:
                 job.measures[number] = await anyio.to_thread.run_sync(views.metrics, job, number, self.limits)
             return job.measures[number]
 
     def file(self, job: Job, accept: str, overlay: Overlay | None = None) -> tuple[bytes, str]:
-        """A finished job's result as a file of the kind the client likes best, with its sources' metadata: bytes, kind.
+        """(bytes, media type) of a finished job's result, in the format that `accept` ranks highest, with metadata.
 
-        overlay: instead of the job's own. Raises Problem: 406, 409 where there is no result yet, or what ended the job.
+        overlay: replaces that of the job. Raises Problem: 406, 409 if there is no result yet, or the job's problem.
         """
         check_done(job)
         overlay = overlay or job.overlay
         kind = negotiate(accept, job.scene, job.settings.colour, overlay.palette)
-        folder = self._new_folder()  # not the job's, which may be forgotten meanwhile
+        folder = self._new_folder()  # not the job's, which may be removed meanwhile
         path = folder / f"result{FORMATS[kind]}"
         try:
             with job.upload.named():
@@ -152,12 +152,10 @@ class Service:
 
     @contextlib.contextmanager
     def _uploading(self) -> Iterator[None]:
-        """Counts the requests whose bodies are received and decoded."""
+        """Counts, and limits, the requests whose bodies are being received and decoded."""
         if self._uploads >= self.limits.uploads:
             self.telemetry.refused.inc()
-            raise Problem(
-                429, "Too many uploads are on their way; send the request again in 1 s.", {"Retry-After": "1"}
-            )
+            raise Problem(429, "Too many uploads are in progress; send the request again in 1 s.", {"Retry-After": "1"})
         self._uploads += 1
         try:
             yield
@@ -165,28 +163,30 @@ class Service:
             self._uploads -= 1
 
     async def _admitted(self, request: Request, folder: Path) -> tuple[Upload, Asked, int]:
-        """A request's files and fields, and the pixels that the queue keeps room for until it is told otherwise."""
+        """A request's files, its fields, and the number of pixels reserved for it in the queue."""
         upload = await receive(request, self.limits, folder)
         wanted = asked(upload.fields)
         if wanted.settings.num_samples > self.limits.samples:
-            raise InputError(f"num_samples is at most {self.limits.samples} here, not {wanted.settings.num_samples}.")
+            raise InputError(
+                f"num_samples must be at most {self.limits.samples} here, not {wanted.settings.num_samples}."
+            )
         pixels = await anyio.to_thread.run_sync(claimed_pixels, upload)
         self.queue.admit(pixels)
         return upload, wanted, pixels
 
 
 def check_done(job: Job) -> None:
-    """Raise Problem where a job has no result: 409 if not yet, else what ended it."""
+    """Raise Problem if a job has no result: 409 if it is not over, else the problem that ended it."""
     if job.problem is not None:
         raise Problem(*job.problem)
     if job.state != "done":
-        raise Problem(409, f"The job is still {job.state}; wait for its end.")
+        raise Problem(409, f"The job is still {job.state}; wait until it is done.")
 
 
 def _read(upload: Upload, reading: Reading, overlay: Overlay = PLAIN) -> Scene:
     with upload.named():
         scene = Scene.read(upload.paths, reading)
-        if overlay.palette is not None:  # refused before the work
+        if overlay.palette is not None:  # refused before fusing
             scene.overlaid(scene.sources[0].pixels, overlay.palette, overlay.blend)
         return replace(scene, findings=[upload.in_words(finding) for finding in scene.findings])
 

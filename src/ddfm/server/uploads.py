@@ -1,6 +1,6 @@
-"""A multipart form to temporary files and text, with every bound checked before the work that it bounds.
+"""Receives multipart forms as temporary files and text, checking every limit before the work it bounds.
 
-A client's file name is only ever shown: the files are called 1.png, 2.nii.gz ..., with an ending from a list.
+Client file names are only displayed: the files are named 1.png, 2.nii.gz ..., with an extension from a fixed list.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from ddfm.server.limits import Limits
 from ddfm.server.problems import DISK_FULL, Problem, is_disk_full
 
 _LONGEST_NAME, _FIELDS, _FIELD_BYTES = 80, 64, 4096
-_EMBEDDED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # how the images inside a radiometric JPEG begin
+_EMBEDDED = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # first bytes of the images inside a radiometric JPEG
 _MOST_EMBEDDED = 16
-_DEFLATED = "1.2.840.10008.1.2.1.99"  # a DICOM transfer syntax that is unpacked whole before anything can be checked
+_DEFLATED = "1.2.840.10008.1.2.1.99"  # DICOM transfer syntax: unpacked in full before anything can be checked
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A request's sources and fields.
+    """The sources and fields of a request.
 
     Attributes:
         paths: The temporary files, in the client's order.
-        names: What the client calls them, for sentences.
+        names: The client's names for them, for messages.
         fields: The other form fields.
     """
 
@@ -51,12 +51,12 @@ class Upload:
     fields: dict[str, str]
 
     def sources(self, number: int) -> list[str]:
-        """The names of as many sources, which are more than the files where one file holds two."""
+        """The names of `number` sources, which exceed the number of files if one file holds two."""
         return self.names if number == len(self.names) else [f"{self.names[0]} ({k + 1})" for k in range(number)]
 
     @contextlib.contextmanager
     def named(self) -> Iterator[None]:
-        """Sentences of an InputError speak of the client's names, not of the temporary files."""
+        """Replaces temporary paths with the client's names in the message of an InputError."""
         try:
             yield
         except Problem:
@@ -67,20 +67,20 @@ class Upload:
             raise InputError(self.in_words(str(error))) from error
 
     def in_words(self, sentence: str) -> str:
-        """The sentence with the client's names in place of the temporary files'."""
+        """The sentence with the client's names in place of the temporary paths."""
         for path, name in zip(self.paths, self.names, strict=True):
             sentence = sentence.replace(str(path), name)
         return sentence
 
 
 async def receive(request: Request, limits: Limits, folder: Path) -> Upload:
-    """The form of a request, its files in `folder`.
+    """The form of a request, with its files saved in `folder`.
 
-    Raises Problem: 400 for what is not a form, 408 and 413 for one that is too slow or too large, 415 for another
-    content type, 422 for the wrong number of sources.
+    Raises Problem: 400 for an invalid form, 408 and 413 for one that is too slow or too large, 415 for another content
+    type, 422 for the wrong number of sources.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "multipart/form-data":
-        raise Problem(415, "The request is not multipart/form-data; send the images as its `sources`.")
+        raise Problem(415, "The request is not multipart/form-data; send the images in its `sources` field.")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limits.upload_bytes:
         raise _too_large(limits)
@@ -102,7 +102,7 @@ async def receive(request: Request, limits: Limits, folder: Path) -> Upload:
 
 
 def claimed_pixels(upload: Upload) -> int:
-    """Pixels of all sources together once they have the size of the largest, as the headers claim; nothing is decoded.
+    """Total pixels of all sources, resized to the largest, according to their headers; nothing is decoded.
 
     Raises Problem 415 for a file that is not an image, InputError for a header that cannot be read.
     """
@@ -133,7 +133,7 @@ async def _parse(request: Request, limits: Limits) -> list[tuple[str, str | Uplo
 
     parser = _Form(
         request.headers,
-        bounded(),  # type: ignore[arg-type]  # it asks for a generator and only iterates
+        bounded(),  # type: ignore[arg-type]  # typed as a generator, but only iterated over
         max_files=_FIELDS,
         max_fields=_FIELDS,
         max_part_size=_FIELD_BYTES,
@@ -150,7 +150,7 @@ async def _parse(request: Request, limits: Limits) -> list[tuple[str, str | Uplo
         for _, value in items:
             if isinstance(value, UploadFile):
                 value.file.close()
-        raise Problem(400, "The form ends before its last boundary; send it again.")
+        raise Problem(400, "The form ends before its closing boundary; send it again.")
     return items
 
 
@@ -159,14 +159,14 @@ def _sorted(items: list[tuple[str, Any]], folder: Path, limits: Limits) -> Uploa
     for field, value in items:
         if isinstance(value, UploadFile) != (field == "sources"):
             what = "a file, not text" if field == "sources" else "text, not a file"
-            raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} is {what}; the files are called `sources`.")
+            raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} must be {what}; send the images as `sources`.")
         if isinstance(value, UploadFile):
             given = value.filename or ""
             name, ending = _shown(given, len(paths) + 1), given[len(stem(given)) :].lower()
             paths.append(folder / f"{len(paths) + 1}{ending}")
             names.append(name if name not in names else f"{name} (source {len(names) + 1})")
         elif field in fields:
-            raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} is there twice; send it once.")
+            raise Problem(422, f"The field {field[:_LONGEST_NAME]!r} was sent twice; send it once.")
         else:
             fields[field] = value
     if not 1 <= len(paths) <= limits.sources:  # one file may hold two
@@ -175,7 +175,7 @@ def _sorted(items: list[tuple[str, Any]], folder: Path, limits: Limits) -> Uploa
 
 
 def _shown(name: str, number: int) -> str:
-    """The last part of a client's path, if it prints on one line."""
+    """The last part of a client's path, shortened if it is long; "Source N" if it is empty or unprintable."""
     name = name.replace("\\", "/").rpartition("/")[2].strip()
     if not name or not name.isprintable():
         return f"Source {number}"
@@ -206,33 +206,33 @@ def _claimed(path: Path, name: str) -> int:
                 own = int(image.width * image.height)
             return max(own, _claimed_inside(path)) if is_radiometric(path) else own
         except PIL.Image.DecompressionBombError as error:
-            raise Problem(413, f"{name} has more pixels than this server takes; send a smaller image.") from error
+            raise Problem(413, f"{name} has more pixels than this server accepts; send a smaller image.") from error
         except PIL.UnidentifiedImageError as error:
             if head.startswith(tuple(magic for magic, _ in OPENERS)):
-                raise  # an image, and damaged
+                raise  # a damaged image
             raise Problem(
                 415, f"{name} is not an image that can be read; use PNG, JPEG, BMP, TIFF, DICOM or NIfTI."
             ) from error
 
 
 def _claimed_inside(path: Path) -> int:
-    """Pixels of the largest image inside a radiometric JPEG: its photo may be larger than itself."""
+    """Pixels of the largest image inside a radiometric JPEG, whose photo may be larger than the JPEG image itself."""
     if path.stat().st_size > thermal.LARGEST:
-        return 0  # is refused before it is decoded
+        return 0  # will be refused before it is decoded
     data, flir, at = path.read_bytes(), bytearray(), 2
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
         end = at + 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
         if data[at : at + 2] == thermal.MARKER and data[at + 4 : at + 9] == b"FLIR\0":
-            flir += data[at + 12 : end]  # after "FLIR", a zero, and what part of how many this is
+            flir += data[at + 12 : end]  # after "FLIR", a zero byte, the part's number and the number of parts
         at = end
     starts = sorted(match.start() for begin in _EMBEDDED for match in re.finditer(re.escape(begin), flir))
     if len(starts) > _MOST_EMBEDDED:
-        raise InputError(f"{path} holds more images than a camera puts into a file; save or copy it again.")
+        raise InputError(f"{path} holds more images than any camera stores in one file; save or copy it again.")
     largest = 0
     for start in starts:
         inside = io.BytesIO(flir[start:])
         with contextlib.suppress(OSError, ValueError), PIL.Image.open(inside, formats=("PNG", "JPEG")) as image:
-            largest = max(largest, image.width * image.height)  # else bytes that only look like an image
+            largest = max(largest, image.width * image.height)  # else not an image, despite its first bytes
     return largest
 
 

@@ -1,4 +1,4 @@
-"""What a browser shows of a job: 8-bit PNG of its layers, and its measures."""
+"""Views of a job for the browser: 8-bit PNGs of its layers, and its metrics."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ddfm.server.limits import Limits
 from ddfm.server.problems import Problem
 from ddfm.server.schemas import Metric
 
-# name: what to call it, what it means
+# name: (label, meaning)
 _METRICS = {
-    "EN": ("Entropy", "How much information the grey levels carry, in bits, up to 8."),
-    "SD": ("Contrast", "Spread of the grey levels around their mean, of 255."),
+    "EN": ("Entropy", "Information carried by the grey levels, in bits, at most 8."),
+    "SD": ("Contrast", "Standard deviation of the grey levels, which range from 0 to 255."),
     "AG": ("Sharpness", "Average gradient: how crisp edges and textures are."),
-    "MI": ("Mutual information", "How much of the sources' grey levels the result tells; favours copying one source."),
-    "SCD": ("Difference correlation", "Whether what one source adds is found in the result; up to 2 for two sources."),
-    "VIF": ("Visual fidelity", "How much of the sources' detail an observer would still see; summed over the sources."),
-    "Qabf": ("Edge transfer", "Share of the sources' edges kept with their strength and direction, 0 to 1."),
-    "SSIM": ("Structural similarity", "Likeness of local structure, summed over the sources; 2 would be both at once."),
+    "MI": ("Mutual information", "How well the result predicts the sources' grey levels; favours copying one source."),
+    "SCD": ("Difference correlation", "Whether the result contains what each source adds; at most 2 for two sources."),
+    "VIF": ("Visual fidelity", "How much of the sources' detail an observer would still see, summed over the sources."),
+    "Qabf": ("Edge transfer", "Fraction of the sources' edges kept in strength and direction, 0 to 1."),
+    "SSIM": ("Structural similarity", "Similarity of local structure, summed over the sources; at most 1 for each."),
     "Nabf": ("Artefacts", "Edges in the result that no source has, 0 to 1."),
 }
 
@@ -42,9 +42,9 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def layer(job: Job, name: str, number: int, overlay: Overlay | None = None) -> bytes:
-    """PNG of "fused", "uncertainty" (its maximum is white) or "source-K", of a volume of slice `number`.
+    """PNG of "fused", "uncertainty" (its maximum is white) or "source-K"; for a volume, of slice `number`.
 
-    overlay: over "fused" instead of the job's own. Raises Problem 404, InputError as `Job.shown`.
+    overlay: replaces that of the job, on "fused" only. Raises Problem 404, and InputError as in `Job.shown`.
     """
     pixels = _layers(job).get(name)
     if pixels is None:
@@ -57,16 +57,16 @@ def layer(job: Job, name: str, number: int, overlay: Overlay | None = None) -> b
 
 
 def metrics(job: Job, number: int, limits: Limits) -> list[Metric]:
-    """The measures of a finished job's result, of a volume of one slice, beside those of the average of its sources.
+    """The metrics of a finished job's result, or of one slice of a volume, and those of the average of its sources.
 
-    The convention is the authors' ("ddfm", see `evaluation.metrics`). Raises Problem 404, 413.
+    They follow the authors' convention ("ddfm", see `evaluation.metrics`). Raises Problem 404, 413.
     """
     assert job.fused is not None
     images = [job.fused, *(source.pixels for source in job.scene.sources)]
     height, width = job.scene.sources[0].plane
     if height * width > limits.measured_pixels:
         at_most = f"{limits.measured_pixels:,}"
-        raise Problem(413, f"The result has {height * width:,} pixels; those of up to {at_most} are measured.")
+        raise Problem(413, f"The result has {height * width:,} pixels; metrics are computed for up to {at_most}.")
     fused, *sources = (luma(_slice(job, image, number)) for image in images)
     values, plain = (_measured(image, sources) for image in (fused, average(sources)))
     return [
@@ -83,9 +83,9 @@ def metrics(job: Job, number: int, limits: Limits) -> list[Metric]:
 
 
 def _measured(image: np.ndarray, sources: Sequence[np.ndarray]) -> dict[str, float]:
-    """Those of `_METRICS` that exist of an image and its sources, luma in [0, 1]."""
+    """Those of `_METRICS` that are defined for an image and its sources, luma in [0, 1]."""
     found = {}
-    for name in _METRICS:  # one by one: some take two sources only, or an image larger than their window
+    for name in _METRICS:  # one by one: some need exactly two sources, or an image larger than their window
         try:
             value = fusion_metrics(255 * image, [255 * source for source in sources], names=[name])[name]
         except InputError:

@@ -1,4 +1,4 @@
-"""One thread per device: it takes jobs from the queue, those of one size together, and fuses them."""
+"""Worker threads, one per device, which take jobs from the queue and fuse those of one size together."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _log = logging.getLogger(__name__)
 
 
 class _Stopped(Exception):
-    """Nobody wants the result any more."""
+    """All jobs of the batch were cancelled."""
 
 
 def fuse_scenes(
     pipe: DDFMPipeline, scenes: Sequence[Scene], settings: Sequence[FusionSettings], progress: Progress
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scenes of one size, whose settings differ in the seed alone: (fused (B, ...), std (B, H, W) or None).
+    """Fuse scenes of one size whose settings differ only in the seed: (fused (B, ...), std (B, H, W) or None).
 
-    A scene's result does not depend on those it is fused with. A volume comes alone.
+    A scene's result does not depend on the scenes it is fused with. A volume must come alone.
     """
     if scenes[0].is_volume:
         return scenes[0].fuse(pipe, settings[0], progress)[None], None
@@ -47,7 +47,7 @@ class Worker(threading.Thread):
         self.batch_size = queue.limits.batch_size or images_at_once(pipe)
 
     def run(self) -> None:
-        """Until `Queue.take` gives None."""
+        """Fuse jobs until `Queue.take` returns None."""
         while (batch := self.queue.take(self.batch_size)) is not None:
             self._run(batch)
 
@@ -56,7 +56,7 @@ class Worker(threading.Thread):
         try:
             fused, std = self._fuse(batch)
         except Exception as error:
-            if len(batch) > 1 and not isinstance(error, (_Stopped, Problem)):  # one of them, or all together too much
+            if len(batch) > 1 and not isinstance(error, (_Stopped, Problem)):  # one is at fault, or all are too much
                 for job in batch:
                     self._run([job])
                 return
@@ -74,7 +74,7 @@ class Worker(threading.Thread):
         deadline = time.monotonic() + limit
 
         def progress(done: float, total: int) -> None:
-            """After each evaluation of the network: the only place where a fusion can be stopped."""
+            """Called after each network evaluation, the only point where a fusion can be stopped."""
             for job in batch:
                 job.progress = (done, total)
             if all(job.cancelled for job in batch):

@@ -1,13 +1,13 @@
-// The page: images in, one button, progress, result. The server decodes, aligns and fuses; nothing leaves it.
+// The page: images in, one button, progress, result. The server decodes, aligns and fuses; no data leaves it.
 import { Viewer, element } from "/static/viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const viewer = new Viewer($("stage"), () => { $("scale").value = `${Math.round(100 * viewer.scale)} %`; $("position").value = 100 * viewer.position; });
-let about, files = [], job = null, asked = 0, run = 0, painted = 0; // what runs and what is painted is the last of them
+let about, files = [], job = null, asked = 0, run = 0, painted = 0; // counters: only the latest run and painting count
 
 const headers = () => (sessionStorage.token ? { Authorization: `Bearer ${sessionStorage.token}` } : {});
 
-class Lost extends Error { message = "The server cannot be reached; check that it runs."; }
+class Lost extends Error { message = "The server cannot be reached; check that it is running."; }
 
 async function call(address, options = {}) {
   const answer = await fetch(address, { ...options, headers: { ...headers(), ...options.headers } }).catch(() => { throw new Lost(); });
@@ -20,7 +20,7 @@ async function call(address, options = {}) {
   }
   if (answer.ok) return answer;
   const problem = await answer.json().catch(() => null);
-  throw Object.assign(new Error(problem?.detail ?? "The server does not answer as it should; try again."), { status: answer.status });
+  throw Object.assign(new Error(problem?.detail ?? "The server gave an unexpected response; try again."), { status: answer.status });
 }
 
 const attempt = (work) => async (...given) => {
@@ -31,13 +31,13 @@ const attempt = (work) => async (...given) => {
   }
 };
 const say = (text) => { $("said").textContent = text; };
-// What was assumed about the sources and done to them: open where it is short.
+// What was assumed about the sources and done to them; open if it is short.
 function tell(findings) {
   $("findings").hidden = !findings.length;
   $("findings").open = findings.join(" ").length < 250;
   $("findings").lastChild.replaceChildren(...findings.map((finding) => element("li", "", finding)));
 }
-// Where what had the keyboard's focus is gone.
+// Moves the focus if the element that had it is gone.
 const refocus = (id) => { if (!document.activeElement?.offsetParent) $(id).focus({ preventScroll: true }); };
 const wait = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
@@ -80,11 +80,11 @@ function changed({ stage }) {
   if (!viewer.fused) return undefined;
   if (stage === "showing") return repaint();
   $("fuse").className = "primary";
-  say("The settings have changed; fuse again to see what they do.");
+  say("The settings have changed; fuse again to apply them.");
   return undefined;
 }
 
-// Those that differ from the default: [setting, text].
+// The settings that differ from their defaults: [setting, text].
 function chosen() {
   return about.settings.map((setting) => {
     const input = $(`set-${setting.name}`);
@@ -116,7 +116,7 @@ async function preview() {
   say("Reading …");
   let shown;
   try { shown = await (await call("/v1/preview", { method: "POST", body: data })).json(); } finally { say(""); }
-  if (mine !== asked) return; // another one is on its way
+  if (mine !== asked) return; // a newer request is in progress
   viewer.sources = shown.sources.map((source) => ({ ...source, url: source.image }));
   viewer.fused = viewer.uncertainty = null;
   viewer.against = 0;
@@ -207,7 +207,7 @@ async function fuse() {
   $("fuse").hidden = true;
   $("running").hidden = false;
   refocus("cancel");
-  $("progress").removeAttribute("value"); // moves by itself: nothing is known yet
+  $("progress").removeAttribute("value"); // indeterminate: nothing is known yet
   let doing = "Sending";
   const since = Date.now();
   const tick = () => { $("doing").textContent = `${doing}, ${Math.round((Date.now() - since) / 1000)} s`; };
@@ -221,7 +221,7 @@ async function fuse() {
       if (mine !== run) return;
       job = status;
       const part = status.total ? status.done / status.total : 0;
-      doing = status.state === "queued" ? `Waiting, number ${status.position}` : part ? `Fusing, ${Math.round(100 * part)} %` : "Fusing";
+      doing = status.state === "queued" ? `Waiting, number ${status.position} in the queue` : part ? `Fusing, ${Math.round(100 * part)} %` : "Fusing";
       tick();
       if (part) $("progress").value = part;
     }
@@ -240,7 +240,7 @@ async function fuse() {
   }
 }
 
-// What events tells, until the job is over, whatever the connection does.
+// The job's events until it is over, reconnecting when the connection is lost.
 async function* watch(id) {
   for (let lost = 0; lost < 60; lost++) {
     try {
@@ -287,17 +287,17 @@ async function result() {
   viewer.against = 0;
   $("fuse").textContent = "Fuse again";
   $("fuse").className = "quiet";
-  $("tuning").open = false; // the measures move up; what was set is one click away
+  $("tuning").open = false; // the measures move up; the settings are one click away
   say(`Fused in ${job.seconds.toFixed(1)} s.`);
   tell(job.findings);
-  await layers(Boolean(job.slices)); // of images, those of the preview are the same
+  await layers(Boolean(job.slices)); // for images, the preview has the same sources
   if (!viewer.fused) return;
   await setMode("result");
   $("stage").scrollIntoView({ block: "nearest" });
   attempt(measures)();
 }
 
-// The result as palette and blend want it now.
+// The result with the current palette and blend.
 async function repaint() {
   const mine = ++painted;
   const palette = $("set-palette").value;
@@ -339,7 +339,7 @@ async function measures() {
     value.append(element(wins ? "b" : "span", "", row.value.toFixed(2)));
     line.append(name, value, element("td", "", row.average?.toFixed(2) ?? "–"));
   }
-  $("table").replaceChildren(table, element("small", "", "Average: the same measure of the plain average of the images. Bold: better than it."));
+  $("table").replaceChildren(table, element("small", "", "Average: the same measure for the plain average of the images. Bold: better than the average."));
   $("metrics").hidden = false;
 }
 
@@ -359,7 +359,7 @@ async function command() {
   const ending = job && $("format").value ? about.formats[$("format").value] : ".png";
   const text = ["ddfm fuse", ...files.map((file) => path(file.name)), "-o", `fused${ending}`, ...options].join(" ");
   if (navigator.clipboard) await navigator.clipboard.writeText(text);
-  else { // by plain HTTP from another machine
+  else { // over plain HTTP from another machine
     const area = element("textarea", "hidden", text);
     document.body.append(area);
     area.select();
@@ -369,7 +369,7 @@ async function command() {
   say(`Copied: ${text}`);
 }
 
-// ---- what is clicked
+// ---- event handlers
 
 $("choose").onclick = $("add").onclick = () => $("file").click();
 $("file").onchange = attempt(async () => { const more = [...$("file").files]; $("file").value = ""; await add(more); });
@@ -391,7 +391,7 @@ for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", f
   addEventListener(name, (event) => { event.preventDefault(); document.body.classList.toggle("over", over); });
 }
 addEventListener("drop", attempt(async (event) => add([...event.dataTransfer.files])));
-addEventListener("pagehide", () => { if (!$("running").hidden) reset(); }); // nobody waits for it any more
+addEventListener("pagehide", () => { if (!$("running").hidden) reset(); }); // nobody is waiting for the result any more
 addEventListener("paste", attempt(async (event) => add([...event.clipboardData.files])));
 
 await attempt(async () => {
@@ -404,7 +404,7 @@ await attempt(async () => {
     button.onclick = attempt(async () => {
       const images = await Promise.all(example.sources.map(async (address) =>
         new File([await (await call(address)).blob()], address.split("/").pop(), { type: "image/png" })));
-      if (!files.length) await add(images); // else it was clicked twice
+      if (!files.length) await add(images); // otherwise it was clicked twice
     });
     $("examples").append(button);
   }
