@@ -48,7 +48,7 @@ PLAIN = Overlay()
 
 @dataclass(frozen=True)
 class Asked:
-    """What a form asks for besides its sources."""
+    """The parsed values of a form, without its sources."""
 
     reading: Reading
     settings: FusionSettings
