@@ -147,5 +147,5 @@ def test_a_run_is_gone_on_with_and_not_into_its_images(sets):
     train(sets, run, replace(config, steps=2), report=lambda line: None)
     assert len((run / "log.csv").read_text().splitlines()) == 3
     for name in ("ir", "another"):
-        with pytest.raises(InputError, match="folders of images"):
+        with pytest.raises(InputError, match="image folders"):
             train(sets, sets / name, config)

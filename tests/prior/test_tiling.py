@@ -297,7 +297,7 @@ def test_an_overlap_without_tiles_is_refused(tiny_prior, pair):
 
 @pytest.mark.parametrize("overlap", [-1, 30, 32])
 def test_an_overlap_that_leaves_nothing_of_the_tile_is_refused(tiny_prior, pair, overlap):
-    with pytest.raises(InputError, match=r"overlap is (a whole number|between 0 and)"):
+    with pytest.raises(InputError, match=r"overlap must be (a whole number|between 0 and)"):
         tiny_prior(pair, tile=32, tile_overlap=overlap)
 
 

@@ -48,7 +48,7 @@ def blend(
         raise InputError(f"The tile must be a multiple of {multiple} pixels, as the prior's network is, not {tile}.")
     if max(x.shape[-2:]) > tile and (overlap < 0 or overlap > tile - multiple):
         raise InputError(
-            f"The tile overlap is between 0 and {tile - multiple} pixels for a tile of {tile}, not {overlap}."
+            f"The tile overlap must be between 0 and {tile - multiple} pixels for a tile of {tile}, not {overlap}."
         )
     (height, width), (rows, cols) = x.shape[-2:], (mirror(n, multiple).to(x.device) for n in x.shape[-2:])
     tops, across = (layout(n, tile, overlap, multiple) for n in (height, width))
