@@ -55,11 +55,10 @@ def join(y: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     the chroma of that pixel is multiplied by the largest factor in [0, 1] that fits, so Y and hue are
     preserved.
     """
-    y, offset = np.clip(np.asarray(y, np.float32), 0, 1)[..., None], chroma_offset(chroma)
-    room = np.where(offset > 0, 1 - y, y)
-    size = np.maximum(np.abs(offset), np.float32(1e-12))
-    factor = np.minimum(1, _over_channels(np.minimum, room / size)[..., None])
-    image: np.ndarray = np.clip(y + factor * offset, 0, 1)
+    y, offset, least = np.clip(np.asarray(y, np.float32), 0, 1), chroma_offset(chroma), np.float32(1e-12)
+    up, down = _over_channels(np.maximum, offset), -_over_channels(np.minimum, offset)  # 0 both, or both positive
+    factor = np.minimum(1, np.minimum((1 - y) / np.maximum(up, least), y / np.maximum(down, least)))
+    image: np.ndarray = np.clip(y[..., None] + factor[..., None] * offset, 0, 1)
     return image
 
 
