@@ -73,10 +73,8 @@ def to_frame(
     """
     if align is not None and align not in get_args(Align):
         raise InputError(f"Alignment must be auto, dense, force or skip, not {align!r}.")
-    if rig is not None and rig.frame not in (None, frame) and rig.moving_shape == rig.fixed_shape:
-        rig = _turned(rig)
     target = sources[frame]
-    found = [None if k == frame else _placed(source, target, align, rig) for k, source in enumerate(sources)]
+    found = [None if k == frame else _placed(source, target, frame, align, rig) for k, source in enumerate(sources)]
     findings = [
         f"{quoted(source.path)}: {place.sentence}" if source.path is not None else place.sentence
         for source, place in zip(sources, found, strict=True)
@@ -119,12 +117,16 @@ def frame_of(sources: Sequence[Image], rig: Registration | None) -> int:
     raise InputError(f"The rig file is for a frame of {width}x{height} pixels, which none of the sources has.")
 
 
-def _placed(source: Image, target: Image, align: Align | None, rig: Registration | None) -> Registration | None:
-    """Where the source lies in the target; None if their pixels are assumed to coincide."""
+def _placed(
+    source: Image, target: Image, frame: int, align: Align | None, rig: Registration | None
+) -> Registration | None:
+    """Where the source lies in the target, source number `frame`; None if their pixels are assumed to coincide."""
     same = source.pixels.shape[:2] == target.pixels.shape[:2]
     if rig is not None:
         sizes = (source.pixels.shape[:2], target.pixels.shape[:2])
-        if sizes == (rig.fixed_shape, rig.moving_shape) and not same and rig.displacement is None:
+        # Different sizes tell the two images apart; of one size, only the rig's frame does.
+        reverse = rig.frame not in (None, frame) if same else rig.displacement is None
+        if sizes == (rig.fixed_shape, rig.moving_shape) and reverse:
             rig = _turned(rig)
         if sizes != (rig.moving_shape, rig.fixed_shape):
             raise InputError(
